@@ -1,0 +1,1 @@
+"""What a score is: data, networks, scoring. Never imports Ray."""

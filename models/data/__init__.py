@@ -1,0 +1,1 @@
+"""From canonical tables to tensors: schema, clean, history, features, batch."""

@@ -1,0 +1,230 @@
+"""Tensors of a set of users, validated when made.
+
+Shapes: B rows, F tabular, C categorical, G social, S events, T texts, U distinct texts, L tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.data.features import Features
+from models.data.stats import Scale, Stats
+
+CHUNK = 64  # texts encoded together; sorted by length, so that padding is little
+LENGTH_STEP = 8  # token lengths are padded to a multiple: few shapes, reproducible encodings
+
+
+class Tokenizer(Protocol):
+    """What a Hugging Face fast tokenizer does with a list of texts."""
+
+    def __call__(
+        self, texts: Sequence[str], *, truncation: bool, max_length: int
+    ) -> dict[str, list[list[int]]]: ...
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The distinct texts of a batch, each once, in chunks of similar length.
+
+    `tokens`, `masks`: one [U, L] int64 pair a chunk, U and L its own. `strings`: the texts in
+    the chunks' order.
+    """
+
+    tokens: tuple[Tensor, ...]
+    masks: tuple[Tensor, ...]
+    strings: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.tokens) == len(self.masks)
+        assert sum(len(t) for t in self.tokens) == len(self.strings)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The inputs of the network for B users as of a time.
+
+    `tabular_BF` float32 with `missing_BF` 1.0 where nothing was known, `categorical_BC` int64,
+    `social_BG` float32 with `tied_B` bool, `type_BS`, `category_BS`, `hour_BS`, `weekday_BS`
+    int64 with 0 for padding on the right, `event_BSX` float32 (amount, gap, age scaled),
+    `text_BT` int64 index into the distinct texts (−1: none), `text_age_BT` float32,
+    `labels_BK` float32 with NaN where unknown.
+    """
+
+    tabular_BF: Tensor
+    missing_BF: Tensor
+    categorical_BC: Tensor
+    social_BG: Tensor
+    tied_B: Tensor
+    type_BS: Tensor
+    category_BS: Tensor
+    hour_BS: Tensor
+    weekday_BS: Tensor
+    event_BSX: Tensor
+    text_BT: Tensor
+    text_age_BT: Tensor
+    texts: Texts
+    labels_BK: Tensor
+
+    def __post_init__(self) -> None:
+        rows = self.tabular_BF.shape[0]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                assert value.shape[0] == rows, field.name
+                assert value.dim() == len(field.name.rsplit("_", 1)[1]), field.name
+        for tensor in (self.tabular_BF, self.social_BG, self.event_BSX, self.text_age_BT):
+            assert bool(torch.isfinite(tensor).all())
+        assert _max(self.text_BT) < max(1, len(self.texts.strings))
+
+    def __len__(self) -> int:
+        return self.tabular_BF.shape[0]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in fields(self)
+            if f.name != "texts"
+        }
+        texts = replace(
+            self.texts,
+            tokens=tuple(t.to(device, non_blocking=True) for t in self.texts.tokens),
+            masks=tuple(m.to(device, non_blocking=True) for m in self.texts.masks),
+        )
+        return Batch(**moved, texts=texts)
+
+
+def _max(tensor: Tensor) -> int:
+    return int(tensor.max()) if tensor.numel() else -1
+
+
+def make_batch(
+    features: Features,
+    stats: Stats,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    labels: Sequence[str] = (),
+) -> Batch:
+    """Tensors of feature rows. `labels` names label columns of the frame, nulls where unknown."""
+    frame = features.frame
+    tabular, missing = _scaled(frame, features.tabular, stats.tabular)
+    social, untied = _scaled(frame, features.social, stats.social)
+    length = _longest(frame["events_type"])
+    numbers = np.stack(
+        [
+            np.nan_to_num(stats.amount.apply(_padded(frame["events_amount"], length))),
+            np.log1p(_padded(frame["events_gap_h"], length)) / 4,
+            np.log1p(_padded(frame["events_age_h"], length)) / 8,
+        ],
+        axis=-1,
+    )
+    padding = _padded(frame["events_type"], length) == 0
+    numbers[padding] = 0.0
+    index, texts = _texts(frame["texts"], tokenizer, max_tokens)
+    y = frame.select(labels).cast(pl.Float32).to_numpy() if labels else np.zeros((frame.height, 0))
+    return Batch(
+        tabular_BF=_float(np.nan_to_num(tabular)),
+        missing_BF=_float(missing),
+        categorical_BC=_codes(
+            frame.select(features.categorical).to_numpy()
+            if features.categorical
+            else np.zeros((frame.height, 0))
+        ),
+        social_BG=_float(np.nan_to_num(social)),
+        tied_B=torch.from_numpy(~untied.astype(bool).all(axis=1) & (social.shape[1] > 0)),
+        type_BS=_codes(_padded(frame["events_type"], length)),
+        category_BS=_codes(_padded(frame["events_category"], length)),
+        hour_BS=_codes(_padded(frame["events_hour"], length)),
+        weekday_BS=_codes(_padded(frame["events_weekday"], length)),
+        event_BSX=_float(numbers),
+        text_BT=index,
+        text_age_BT=_float(np.log1p(_padded(frame["texts_age_d"], index.shape[1])) / 4),
+        texts=texts,
+        labels_BK=_float(y),
+    )
+
+
+def _float(values: NDArray[np.generic]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def _codes(values: NDArray[np.generic]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
+
+
+def _scaled(
+    frame: pl.DataFrame, columns: Sequence[str], scales: dict[str, Scale]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores with NaN where unknown, and 1.0 there."""
+    values = np.full((frame.height, len(columns)), np.nan)
+    for k, column in enumerate(columns):
+        values[:, k] = scales[column].apply(frame[column].to_numpy().astype(np.float64))
+    return values, np.isnan(values).astype(np.float64)
+
+
+def _longest(lists: pl.Series) -> int:
+    longest = lists.list.len().max()
+    return max(1, longest if isinstance(longest, int) else 0)
+
+
+def _padded(lists: pl.Series, length: int) -> NDArray[np.float64]:
+    """[rows, length] of a list column, zeros on the right."""
+    sizes = lists.list.len().cast(pl.Int64).to_numpy()
+    result = np.zeros((len(lists), length))
+    inside = np.arange(length) < sizes[:, None]
+    flat = lists.explode(empty_as_null=False).cast(pl.Float64).to_numpy()
+    result[inside] = flat
+    return result
+
+
+def _texts(lists: pl.Series, tokenizer: Tokenizer, max_tokens: int) -> tuple[Tensor, Texts]:
+    """Index [B, T] into the distinct texts, which are sorted by length in tokens."""
+    width = _longest(lists)
+    sizes = lists.list.len().cast(pl.Int64).to_numpy()
+    inside = np.arange(width) < sizes[:, None]
+    index = np.full((len(lists), width), -1, dtype=np.int64)
+    flat = lists.explode(empty_as_null=False)
+    if flat.is_empty():
+        return torch.from_numpy(index), Texts(tokens=(), masks=(), strings=())
+    distinct = flat.unique().sort()
+    texts, rank = make_texts(distinct.to_list(), tokenizer, max_tokens)
+    index[inside] = rank[distinct.search_sorted(flat).to_numpy()]
+    return torch.from_numpy(index), texts
+
+
+def make_texts(
+    distinct: Sequence[str], tokenizer: Tokenizer, max_tokens: int
+) -> tuple[Texts, NDArray[np.int64]]:
+    """Distinct texts as chunks sorted by length, and the place of each in that order."""
+    encoded = tokenizer(distinct, truncation=True, max_length=max_tokens)["input_ids"]
+    order = np.argsort([len(ids) for ids in encoded], kind="stable")
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
+    pairs = [pad([encoded[i] for i in chunk]) for chunk in chunks]
+    texts = Texts(
+        tokens=tuple(tokens for tokens, _ in pairs),
+        masks=tuple(mask for _, mask in pairs),
+        strings=tuple(distinct[i] for i in order),
+    )
+    return texts, rank
+
+
+def pad(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask [U, L] int64, L the longest rounded up to `LENGTH_STEP`."""
+    longest = max(len(one) for one in ids)
+    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    tokens = np.zeros((len(ids), length), dtype=np.int64)
+    mask = np.zeros((len(ids), length), dtype=np.int64)
+    for row, one in enumerate(ids):
+        tokens[row, : len(one)] = one
+        mask[row, : len(one)] = 1
+    return torch.from_numpy(tokens), torch.from_numpy(mask)

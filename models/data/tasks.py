@@ -1,0 +1,171 @@
+"""What is estimated: tasks, as-of times, roles of the data in time order, and labels.
+
+A row of the modelling data is a user as of a time. Its label is a matured row of `labels`, or an
+SQL aggregate over the user's events in the outcome window `[as_of, as_of + window)`.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
+from typing import Literal
+
+import polars as pl
+from pydantic import Field, model_validator
+
+from models.data.schema import UserError
+from models.data.strict import Strict
+
+Role = Literal["fit", "select", "calibrate", "test"]
+ROLES: tuple[Role, ...] = ("fit", "select", "calibrate", "test")
+
+
+class Task(Strict):
+    """One outcome. `expression` is None for a task whose labels are rows of `labels`.
+
+    `eligible` is an SQL condition over the feature columns: whom the task is about.
+    """
+
+    kind: Literal["binary", "amount"]
+    expression: str | None = None
+    window: timedelta = timedelta(days=30)
+    eligible: str | None = None
+    weight: float = Field(default=1.0, gt=0)  # in the sum of the losses
+
+
+class Roles(Strict):
+    """Which task feeds which part of the answer."""
+
+    pd: str
+    fraud: str | None = None
+    spend: str | None = None
+
+
+class Period(Strict):
+    """As-of dates from `first` to `last`, both included."""
+
+    first: date
+    last: date
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Period":
+        if self.last < self.first:
+            raise ValueError(f"last {self.last} is before first {self.first}")
+        return self
+
+
+class Split(Strict):
+    """Which as-of dates belong to which role; monthly dates where `schedule` is set.
+
+    `schedule: month` takes every month start inside the periods, for everyone with an event
+    before it; `schedule: labels` takes the rows of `labels`, with their own times.
+    """
+
+    schedule: Literal["month", "labels"] = "month"
+    fit: Period
+    select: Period
+    calibrate: Period
+    test: Period
+
+    def period(self, role: Role) -> Period:
+        period: Period = getattr(self, role)
+        return period
+
+    def check(self, tasks: Mapping[str, Task]) -> None:
+        """Roles in time order, an outcome window apart. Raises UserError."""
+        window = max(task.window for task in tasks.values())
+        for before, after in pairwise(ROLES):
+            end, start = self.period(before).last, self.period(after).first
+            if start - end < window:
+                raise UserError(
+                    f"split.{after}.first {start}: must lie at least one outcome window "
+                    f"({window.days} days) after split.{before}.last {end}"
+                )
+
+    def month_starts(self) -> list[tuple[Role, datetime]]:
+        """Every month start inside the periods, with its role, in time order."""
+        return [(role, t) for role in ROLES for t in month_starts(self.period(role))]
+
+    def role_of(self, as_of: pl.Expr) -> pl.Expr:
+        """The role of an as-of time; null outside the periods."""
+        result = pl.lit(None, dtype=pl.String)
+        for role in ROLES:
+            p = self.period(role)
+            inside = (as_of >= midnight(p.first)) & (as_of < midnight(p.last + timedelta(days=1)))
+            result = pl.when(inside).then(pl.lit(role)).otherwise(result)
+        return result
+
+
+def midnight(day: date) -> datetime:
+    """The start of a day in UTC."""
+    return datetime.combine(day, time(), tzinfo=UTC)
+
+
+def month_starts(period: Period) -> list[datetime]:
+    """The starts of months from `period.first` to `period.last`, in UTC."""
+    months = range(period.first.year * 12 + period.first.month - 1, 12 * period.last.year + 12)
+    starts = (date(m // 12, m % 12 + 1, 1) for m in months)
+    return [midnight(day) for day in starts if period.first <= day <= period.last]
+
+
+def month_floor(as_of: pl.Expr) -> pl.Expr:
+    """The start of the month (UTC) that an as-of time lies in: baseline and graph date alike."""
+    return as_of.dt.truncate("1mo")
+
+
+def check_complete(
+    as_of: datetime, window: timedelta, complete_until: datetime | None, what: str
+) -> None:
+    """Refuse an as-of time, or an outcome window, beyond the events' watermark."""
+    if complete_until is not None and as_of + window > complete_until:
+        raise UserError(
+            f"{what} {as_of:%Y-%m-%d}: its outcome window ends {as_of + window:%Y-%m-%d}, after "
+            f"complete_until {complete_until:%Y-%m-%d %H:%M} of the events"
+            if window
+            else f"{what} {as_of:%Y-%m-%d} lies after complete_until "
+            f"{complete_until:%Y-%m-%d %H:%M} of the events"
+        )
+
+
+def label_expression(name: str, task: Task, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    """The task's SQL aggregate as an expression. Raises UserError when it is not an aggregate."""
+    assert task.expression is not None
+    try:
+        expression = pl.sql_expr(task.expression)
+        probe = pl.DataFrame(schema=schema).select(expression.alias("value"))
+    except pl.exceptions.PolarsError as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"tasks.{name}.expression {task.expression!r}: {line}") from error
+    if probe.height != 1:
+        raise UserError(
+            f"tasks.{name}.expression {task.expression!r}: must be an aggregate of the events "
+            "in the outcome window, such as COUNT(*) or SUM(amount)"
+        )
+    return expression.cast(pl.Float64).fill_null(0.0)
+
+
+def outcomes(rows: pl.DataFrame, events: pl.DataFrame, tasks: Mapping[str, Task]) -> pl.DataFrame:
+    """Labels by expression of each row: (`row`, one float64 column `y_<task>` a task).
+
+    Columns used: `rows` (row, user_key, as_of), `events` of the canonical table. A row without
+    an event in its outcome window gets the expression's value over nothing: 0.
+    """
+    result = rows.select("row")
+    for name, task in tasks.items():
+        if task.expression is None:
+            continue
+        expression = label_expression(name, task, events.schema)
+        inside = (
+            rows.lazy()
+            .select("row", "user_key", "as_of")
+            .join(events.lazy(), on="user_key")
+            .filter(
+                pl.col("event_time") >= pl.col("as_of"),
+                pl.col("event_time") < pl.col("as_of") + task.window,
+            )
+            .group_by("row")
+            .agg(expression.alias(f"y_{name}"))
+            .collect()
+        )
+        result = result.join(inside, on="row", how="left", maintain_order="left")
+        result = result.with_columns(pl.col(f"y_{name}").fill_null(0.0))
+    return result

@@ -1,0 +1,1 @@
+"""The towers, their fusion, the heads, and one rank's training loop."""

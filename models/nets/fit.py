@@ -1,0 +1,200 @@
+"""The training loop, one rank of it. Knows torch.distributed's all-reduce, but not Ray.
+
+Shapes: K tasks.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, distributed, nn
+
+from models.data.batch import Batch
+from models.data.schema import UserError
+from models.data.strict import Strict
+from models.nets.network import Network
+
+Batches = Callable[[int], Iterable[Batch]]  # of an epoch
+ADVICE = "lower train.loop.learning_rate"
+
+
+class FitConfig(Strict):
+    """How long and how fast. `batch_rows` is per rank; learning rates are peak values."""
+
+    epochs: int = Field(default=3, ge=1)
+    batch_rows: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    text_learning_rate: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of all steps
+    clip_norm: float = Field(default=1.0, gt=0)
+    patience: int = Field(default=2, ge=1)  # epochs without a better select loss
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to; losses are means over rows with a label, weighted over tasks."""
+
+    epoch: int
+    train_loss: float
+    select_loss: float
+    best: bool
+    seconds: float
+    rows_per_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a report or a log."""
+        return asdict(self)
+
+
+class Loop:
+    """The state of a run on one rank: network, optimiser, schedule, the best epoch so far."""
+
+    def __init__(
+        self, model: nn.Module, config: FitConfig, steps_per_epoch: int, device: torch.device
+    ) -> None:
+        self.model = model
+        network = model if isinstance(model, Network) else model.module
+        assert isinstance(network, Network)
+        self.network = network
+        self.config = config
+        self.device = device
+        self.optimizer = torch.optim.AdamW(_groups(self.network, config), fused=True)
+        total = max(1, config.epochs * steps_per_epoch)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _rate(step, total, config.warmup)
+        )
+        self.autocast = autocast(config.precision, device)
+        self.next_epoch = 0
+        self.best_loss = math.inf
+        self.stale = 0
+
+    def run(self, fit: Batches, select: Batches, done: Callable[[Epoch, "Loop"], None]) -> None:
+        """Train epoch by epoch until the last, or until the select loss stops falling.
+
+        `done` is called after each epoch on every rank. Raises UserError on a loss that is not
+        finite, with its epoch and step.
+        """
+        while self.next_epoch < self.config.epochs and self.stale < self.config.patience:
+            epoch, start = self.next_epoch, time.perf_counter()
+            train = self._train(fit(epoch), epoch)
+            seconds = time.perf_counter() - start
+            loss = self._weighted(self._evaluate(select(epoch)))
+            if not math.isfinite(loss):
+                raise UserError(f"epoch {epoch}: the select loss is {loss}; {ADVICE}")
+            best = loss < self.best_loss
+            self.best_loss = min(loss, self.best_loss)
+            self.stale = 0 if best else self.stale + 1
+            self.next_epoch += 1
+            rows = float(train[2, 0])
+            result = Epoch(
+                epoch, self._weighted(train[:2]), loss, best, seconds, rows / max(seconds, 1e-9)
+            )
+            done(result, self)
+
+    def state(self) -> dict[str, Any]:
+        """What a run needs to go on after this epoch, beside the network's weights."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "next_epoch": self.next_epoch,
+            "best_loss": self.best_loss,
+            "stale": self.stale,
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.next_epoch = state["next_epoch"]
+        self.best_loss = state["best_loss"]
+        self.stale = state["stale"]
+
+    def _train(self, batches: Iterable[Batch], epoch: int) -> Tensor:
+        """[3, K]: sums and counts of the losses over all ranks, and the rows seen."""
+        self.model.train()
+        tasks = len(self.network.heads.tasks)
+        total = torch.zeros(3, tasks, device=self.device)
+        for step, batch in enumerate(batches):
+            sums = self._step(batch, f"epoch {epoch}, step {step}")
+            total[:2] += sums.detach()
+            total[2] += len(batch)
+        return _over_ranks(total)
+
+    def _step(self, batch: Batch, where: str) -> Tensor:
+        batch = batch.to(self.device)
+        with self.autocast():
+            outputs = self.model(batch)
+        sums = self.network.heads.loss(outputs.tasks, batch.labels_BK)
+        loss = self._mix(sums)
+        if not torch.isfinite(loss):
+            raise UserError(f"{where}: the loss is {loss.item()}; {ADVICE}")
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return sums
+
+    @torch.no_grad()
+    def _evaluate(self, batches: Iterable[Batch]) -> Tensor:
+        self.model.eval()
+        total = torch.zeros(2, len(self.network.heads.tasks), device=self.device)
+        for batch in batches:
+            moved = batch.to(self.device)
+            with self.autocast():
+                outputs = self.network(moved)
+            total += self.network.heads.loss(outputs.tasks, moved.labels_BK)
+        return _over_ranks(total)
+
+    def _mix(self, sums: Tensor) -> Tensor:
+        weights = [task.weight for task in self.network.heads.tasks.values()]
+        means = sums[0] / sums[1].clamp(min=1)
+        return (means * means.new_tensor(weights)).sum()
+
+    def _weighted(self, sums: Tensor) -> float:
+        return float(self._mix(sums))
+
+
+def autocast(
+    precision: Literal["auto", "bf16", "fp32"], device: torch.device
+) -> Callable[[], AbstractContextManager[Any]]:
+    """bf16 where asked for, or by itself where the hardware multiplies it faster."""
+    fast = device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
+    use = precision == "bf16" or (precision == "auto" and fast)
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=use)
+
+
+def _groups(network: Network, config: FitConfig) -> list[dict[str, Any]]:
+    """Encoder and towers with their own rates; no decay of biases, norms and embeddings."""
+    groups: list[dict[str, Any]] = []
+    encoder = {id(p) for p in network.text.encoder.parameters()}
+    for is_encoder, rate in ((True, config.text_learning_rate), (False, config.learning_rate)):
+        own = [
+            p for p in network.parameters() if p.requires_grad and (id(p) in encoder) == is_encoder
+        ]
+        matrices, rest = [p for p in own if p.dim() > 1], [p for p in own if p.dim() < 2]
+        for parameters, decay in ((matrices, config.weight_decay), (rest, 0.0)):
+            if parameters:
+                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+    return groups
+
+
+def _rate(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up, then a cosine down to zero."""
+    first = warmup * total
+    if step < first:
+        return (step + 1) / (first + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - first) / (total - first))))
+
+
+def _over_ranks(total: Tensor) -> Tensor:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(total)
+    return total

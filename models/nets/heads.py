@@ -1,0 +1,89 @@
+"""Heads and their losses. Shapes: B rows, K tasks, D width."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.data.stats import Target, logit
+from models.data.tasks import Task
+
+
+class Heads(nn.Module):
+    """One head a task: a logit, or the three parameters of a zero-inflated log-normal.
+
+    A head starts at its task's base rate, so the first steps are not spent on finding it.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Task], targets: Mapping[str, Target], width: int
+    ) -> None:
+        super().__init__()
+        self.tasks = dict(tasks)
+        self.targets = dict(targets)
+        self.heads = nn.ModuleDict()
+        for name, task in tasks.items():
+            out = nn.Linear(width, 1 if task.kind == "binary" else 3)
+            nn.init.normal_(out.weight, std=0.02)
+            with torch.no_grad():
+                out.bias.zero_()
+                out.bias[0] = logit(min(max(targets[name].rate, 1e-4), 1 - 1e-4))
+            self.heads[name] = nn.Sequential(nn.Linear(width, width), nn.GELU(), out)
+
+    def forward(self, fused_BD: Tensor) -> dict[str, Tensor]:
+        """Task → [B] logit, or [B, 3]: logit of an amount, its log-mean and raw log-spread.
+
+        The latter two are in units of the fit role's log standard deviation around its log mean.
+        """
+        outputs = {name: head(fused_BD).float() for name, head in self.heads.items()}
+        return {n: o.squeeze(-1) if o.shape[-1] == 1 else o for n, o in outputs.items()}
+
+    def loss(self, outputs: Mapping[str, Tensor], labels_BK: Tensor) -> Tensor:
+        """[K] sums and [K] counts stacked as [2, K]: losses over the rows with a known label."""
+        sums, counts = [], []
+        for k, (name, task) in enumerate(self.tasks.items()):
+            y_B = labels_BK[:, k]
+            known_B = torch.isfinite(y_B)
+            y_B = torch.where(known_B, y_B, torch.zeros_like(y_B))
+            if task.kind == "binary":
+                loss_B = functional.binary_cross_entropy_with_logits(
+                    outputs[name], y_B, reduction="none"
+                )
+            else:
+                loss_B = zero_inflated_log_normal(outputs[name], y_B, self.targets[name])
+            sums.append((loss_B * known_B).sum())
+            counts.append(known_B.sum().to(loss_B.dtype))
+        return torch.stack([torch.stack(sums), torch.stack(counts)])
+
+
+def spread(raw: Tensor) -> Tensor:
+    """Log standard deviation from its raw parameter, bounded away from 0 and from infinity."""
+    return functional.softplus(raw + math.log(math.e - 1)).clamp(0.05, 4.0)
+
+
+def zero_inflated_log_normal(output_B3: Tensor, amount_B: Tensor, target: Target) -> Tensor:
+    """[B] negative log-likelihood. Source: Wang, Liu and Miao 2019, "A deep probabilistic model
+    for customer lifetime value prediction", eq. 4–6; the log-scale constant left out.
+    """
+    some_B = (amount_B > 0).to(output_B3.dtype)
+    any_B = functional.binary_cross_entropy_with_logits(output_B3[:, 0], some_B, reduction="none")
+    z_B = (amount_B.clamp(min=1e-6).log() - target.log_mean) / target.log_std
+    sigma_B = spread(output_B3[:, 2])
+    residual_B = (z_B - output_B3[:, 1]) / sigma_B
+    return any_B + some_B * (sigma_B.log() + 0.5 * residual_B**2)
+
+
+def most_log_amount(target: Target) -> float:
+    """The logarithm at which amounts are cut, far beyond any seen, lest an odd row be infinite."""
+    return target.log_mean + 6 * target.log_std
+
+
+def expected_amount(output_B3: Tensor, target: Target) -> Tensor:
+    """[B] float64: E[amount] = p · exp(μ + σ² / 2), in the currency's units."""
+    output_B3 = output_B3.double()
+    mu_B = target.log_mean + target.log_std * output_B3[:, 1]
+    sigma_B = target.log_std * spread(output_B3[:, 2])
+    exponent_B = (mu_B + 0.5 * sigma_B**2).clamp(max=most_log_amount(target))
+    return torch.sigmoid(output_B3[:, 0]) * exponent_B.exp()

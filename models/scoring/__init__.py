@@ -1,0 +1,1 @@
+"""From network outputs to a decided score: calibration, scorecard, policy, metrics."""

@@ -1,0 +1,87 @@
+"""From feature rows to the network's raw outputs: one way for calibration, backfill and serving.
+
+Shapes: B rows, U distinct texts, E width of the text encoder, M modalities, D width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.data.batch import Batch, Texts, Tokenizer, make_batch, make_texts
+from models.data.features import Features
+from models.data.stats import Stats
+from models.nets.heads import expected_amount
+from models.nets.network import Network
+
+ROWS = 512  # rows of a batch; bounds memory
+CACHED_TEXTS = 65_536  # encodings kept; 100 MB at a width of 384
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch, its towers' vectors [B, M, D] and which modalities are there [B, M]."""
+
+    batch: Batch
+    vectors_BMD: Tensor
+    known_BM: Tensor
+
+
+class Predictor:
+    """A network in evaluation mode with all that turns feature rows into its inputs.
+
+    Each distinct text is encoded once and kept by its content, up to `CACHED_TEXTS`.
+    """
+
+    def __init__(
+        self, network: Network, stats: Stats, tokenizer: Tokenizer, max_tokens: int
+    ) -> None:
+        self.network = network.eval()
+        self.stats = stats
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self._encodings: dict[str, Tensor] = {}
+
+    @torch.inference_mode()
+    def encode(self, features: Features) -> Iterator[Encoded]:
+        """The towers' vectors, `ROWS` rows at a time, in order."""
+        self._encode_texts(features)
+        for start in range(0, features.frame.height, ROWS):
+            part = replace(features, frame=features.frame.slice(start, ROWS))
+            batch = make_batch(part, self.stats, self.tokenizer, self.max_tokens)
+            vectors_BMD, known_BM = self.network.towers(batch, self._lookup(batch.texts))
+            yield Encoded(batch, vectors_BMD, known_BM)
+
+    @torch.inference_mode()
+    def raw(self, features: Features) -> dict[str, NDArray[np.float64]]:
+        """Task → [rows] logit, or expected amount, before calibration."""
+        parts = [self.network.fuse(e.vectors_BMD, e.known_BM).tasks for e in self.encode(features)]
+        names = self.network.heads.tasks
+        none = np.empty(0)  # so that no rows give no values
+        return {n: np.concatenate([none, *(self.value(n, p[n]) for p in parts)]) for n in names}
+
+    def value(self, task: str, output: Tensor) -> NDArray[np.float64]:
+        """The raw value of a task's output: a logit as it is, an amount as its expectation."""
+        if self.network.heads.tasks[task].kind == "binary":
+            return output.double().numpy()
+        return expected_amount(output, self.network.heads.targets[task]).numpy()
+
+    def _encode_texts(self, features: Features) -> None:
+        distinct = features.frame["texts"].explode(empty_as_null=False).unique().sort().to_list()
+        new = [text for text in distinct if text not in self._encodings]
+        if not new:
+            return
+        if len(self._encodings) + len(new) > CACHED_TEXTS:
+            self._encodings.clear()
+            new = distinct
+        texts, _ = make_texts(new, self.tokenizer, self.max_tokens)
+        encoded_UE = self.network.text.encode(texts)
+        self._encodings.update(zip(texts.strings, encoded_UE, strict=True))
+
+    def _lookup(self, texts: Texts) -> Tensor:
+        if not texts.strings:
+            return self.network.text.encode(texts)
+        return torch.stack([self._encodings[text] for text in texts.strings])

@@ -1,0 +1,131 @@
+"""`backfill`: every user as of a date → scores, published for the whole date in one commit."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from models.data.history import build_baseline, no_events
+from models.data.rows import rows_as_of
+from models.data.schema import Table, UserError
+from models.data.tasks import check_complete, midnight
+from models.scoring.scorer import Scorer
+from ray_jobs import graph, registry
+from ray_jobs.buckets import total, with_actors
+from ray_jobs.config import Config
+from ray_jobs.progress import say
+from ray_jobs.snapshot import complete_until
+from ray_jobs.storage import DataFile
+from ray_jobs.tables import Tables
+
+
+def backfill(config: Config, tables: Tables) -> dict[str, int]:
+    """Score everyone as of the configured date with the champion; the account.
+
+    Readers see the earlier scores of that date or all of the new ones, never a part. The same
+    date, model and data again change nothing. Raises UserError for a date beyond the sources'
+    watermark, and when no model is champion.
+    """
+    started = datetime.now(UTC)
+    day = config.backfill.as_of or config.split.test.last
+    as_of = midnight(day)
+    check_complete(as_of, as_of - as_of, complete_until(config), "backfill.as_of")
+    model = registry.champion(tables.lake)
+    run_id = _identity(model.sha256, tables.versions, day)
+    done = tables.lake.run("backfill", run_id)
+    if done is not None:
+        say(f"backfill: {day} with model {model.sha256[:16]} is already published")
+        return done
+    graph.publish(config, tables, [as_of.replace(day=1)])
+    arguments = {"config": config, "tables": tables, "model": model.path, "run_id": run_id}
+    results = with_actors(
+        config.buckets, ScoreBucket, arguments | {"day": day}, "backfill", config.backfill.workers
+    )
+    account = total([r["counts"] for r in results])
+    assert account["users"] == account["scored"] + account["no_event_before_as_of"]
+    if not account["scored"]:
+        raise UserError(f"backfill: no user has an event before {day}")
+    files = [DataFile(**r["file"]) for r in results if r["file"] is not None]
+    app = f"scores/{day}"
+    tables.lake.publish(
+        scores_table(pq.read_schema(files[0].path)),
+        app=app,
+        generation=tables.lake.generation("scores", app) + 1,
+        files=files,
+        replace={"as_of_date": str(day)},
+        metadata={"run_id": run_id, "model_sha256": model.sha256},
+    )
+    tables.lake.record_run(
+        "backfill",
+        run_id,
+        config.model_dump(mode="json"),
+        account,
+        model.sha256,
+        started_at=started,
+        versions=tables.versions,
+    )
+    say(f"backfill: {json.dumps(account)}")
+    return account
+
+
+def scores_table(schema: pa.Schema) -> Table:
+    """The `scores` table; its structs follow the tasks, so its columns are those of a file."""
+    return Table(
+        name="scores",
+        schema=pa.schema([*schema, pa.field("as_of_date", pa.string())]),
+        key=("user_key", "as_of"),
+        sort=("user_key",),
+        required=(),
+    )
+
+
+class ScoreBucket:
+    """Scores the users of a bucket; made once a worker, with the model loaded."""
+
+    def __init__(self, config: Config, tables: Tables, model: str, day: date, run_id: str) -> None:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.backfill.workers))
+        self.scorer = Scorer.load(model)
+        self.tables, self.day, self.run_id = tables, day, run_id
+
+    def __call__(self, bucket: int) -> dict[str, Any]:
+        """Write the bucket's scores; the file and the counts."""
+        scores, counts = self.score(bucket)
+        if scores.is_empty():
+            return {"file": None, "counts": counts}
+        table = scores_table(scores.to_arrow().schema)
+        file = self.tables.lake.write_part(table, scores, {"as_of_date": self.day})
+        return {"file": asdict(file), "counts": counts}
+
+    def score(self, bucket: int) -> tuple[pl.DataFrame, dict[str, int]]:
+        """The scores of everyone in the bucket who has an event before the date."""
+        as_of = midnight(self.day)
+        users = self.tables.read("identities", bucket, ["user_key"])
+        assert users is not None
+        kept = self.scorer.spec.features.history
+        baseline = build_baseline(self.tables.events(bucket), as_of, kept)
+        known = self.tables.history(bucket, no_events(), [as_of.replace(day=1)])
+        history = replace(known, baseline=baseline)
+        rows = rows_as_of(baseline.lifetime["user_key"], as_of)
+        scores = self.scorer.score(history, rows)
+        everyone = users["user_key"].n_unique()
+        counts = {
+            "users": everyone,
+            "scored": scores.height,
+            "no_event_before_as_of": everyone - scores.height,
+            "saturated": int(scores["saturated"].sum()),
+        }
+        stamped = scores.drop("row", "saturated").with_columns(run_id=pl.lit(self.run_id))
+        return stamped, counts
+
+
+def _identity(sha256: str, versions: dict[str, int], day: date) -> str:
+    """What determines the content: the model, the data and the date."""
+    parts = json.dumps([sha256, versions, str(day)], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]

@@ -1,0 +1,61 @@
+"""One command: `raycredit VERB -c config.yaml`, the same as `python -m ray_jobs VERB …`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from models.data.schema import UserError
+
+VERBS = {
+    "simulate": "make a marketplace with a known answer, as raw files",
+    "ingest": "raw files → the lake's tables",
+    "snapshot": "the lake as of many times → feature rows with labels",
+    "train": "a snapshot → a candidate model",
+    "evaluate": "the candidate on the test role, beside baselines → report.html",
+    "promote": "make the candidate the champion (--approver)",
+    "backfill": "score everyone as of a date with the champion",
+    "serve": "the scoring endpoint, until interrupted",
+    "demo": "all of it, one after the other",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="raycredit", description="Distributed credit scoring of marketplace users on Ray."
+    )
+    verbs = result.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in VERBS.items():
+        one = verbs.add_parser(verb, help=text, description=text)
+        one.add_argument("-c", "--config", default="demo", help="a YAML file (default: the demo's)")
+        one.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            dest="overrides",
+            help="override a key, such as train.workers=4",
+        )
+        if verb == "promote":
+            one.add_argument("--approver", required=True, help="who answers for this model")
+            one.add_argument("--model", help="first digits of its SHA-256 (default: the latest)")
+        if verb == "train":
+            one.add_argument("--name", help="of the run; a run of the same name is resumed")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb. Exit codes: 0 done, 2 something that the user can put right."""
+    arguments = parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from ray_jobs import jobs  # after the environment is set; Ray is heavy
+
+        jobs.run(arguments)
+    except UserError as error:
+        print(f"raycredit {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

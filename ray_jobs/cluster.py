@@ -1,0 +1,45 @@
+"""One way to start or join Ray."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from ray_jobs.config import ClusterConfig
+
+LEAST_CPUS = 4  # logical: two train workers of half a CPU and Ray Data's tasks beside them
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[None]:
+    """Join the cluster that `RAY_ADDRESS` names (a submitted job has one), else start one here.
+
+    A cluster started here is stopped at the end; one that was joined, or that the caller had
+    already connected to, is left as it was.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    start(config)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start(config: ClusterConfig) -> None:
+    """Connect this process to Ray."""
+    # two ranks on one node talk over the loopback interface; the default guess may be a dead one
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        return
+    ray.init(
+        num_cpus=config.num_cpus or max(LEAST_CPUS, os.cpu_count() or 1),
+        object_store_memory=config.object_store_mb << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )

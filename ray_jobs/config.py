@@ -1,0 +1,193 @@
+"""One YAML, one typed tree: strict, unknown keys refused with the nearest known one."""
+
+import difflib
+import typing
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from models.data.features import FeatureConfig
+from models.data.schema import UserError
+from models.data.source import Source
+from models.data.strict import Strict
+from models.data.tasks import Roles, Split, Task
+from models.nets.fit import FitConfig
+from models.nets.network import NetworkConfig
+from models.scoring.policy import PolicyConfig
+from models.scoring.scorecard import ScorecardConfig
+from ray_jobs.market.world import SimulateConfig
+
+BUILT_IN = Path(__file__).parent / "configs"
+
+
+class Profile(Strict):
+    """The declared columns of `users`, and of `protected` (fairness report only)."""
+
+    numeric: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
+
+
+class TrainConfig(Strict):
+    """How `train` runs: ranks, failures, and the loop that each rank runs."""
+
+    workers: int = Field(default=2, ge=1)
+    gpu: bool | None = None  # None: where the cluster has GPUs
+    cpus_per_worker: float = Field(default=0.5, gt=0)  # 1 each would starve Ray Data on 2 cores
+    max_failures: int = Field(default=2, ge=0)
+    loop: FitConfig = FitConfig()
+
+
+class BackfillConfig(Strict):
+    """Whom to score as of when; None: the test date of the split."""
+
+    as_of: date | None = None
+    workers: int = Field(default=2, ge=1)
+
+
+class ServeConfig(Strict):
+    """The endpoint: where it listens, how it scales, what it refuses."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    token_env: str = "RAYCREDIT_API_TOKEN"
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=4, ge=1)
+    max_ongoing_requests: int = Field(default=32, ge=1)
+    max_batch: int = Field(default=16, ge=1)
+    batch_wait_ms: float = Field(default=4.0, ge=0)
+    timeout_s: float = Field(default=5.0, gt=0)
+    cpus_per_replica: float = Field(default=0.5, gt=0)
+
+
+class ClusterConfig(Strict):
+    """How to start Ray when there is none to join. `num_cpus` is logical."""
+
+    num_cpus: int | None = None
+    object_store_mb: int = Field(default=512, ge=80)
+
+
+class Config(Strict):
+    """Everything that a job needs to know. Paths may be local, s3:// or gs://."""
+
+    lake: str
+    work: str  # snapshots, training runs, artifacts and reports
+    seed: int = 20240501
+    secret_file: str | None = None  # else the environment variable RAYCREDIT_SECRET
+    buckets: int = Field(default=4, ge=1, le=65536)
+    simulate: SimulateConfig | None = None
+    sources: dict[str, Source]
+    profile: Profile = Profile()
+    tasks: dict[str, Task]
+    roles: Roles
+    split: Split
+    features: FeatureConfig = FeatureConfig()
+    network: NetworkConfig = NetworkConfig()
+    train: TrainConfig = TrainConfig()
+    scorecard: ScorecardConfig = ScorecardConfig()
+    policy: PolicyConfig = PolicyConfig()
+    backfill: BackfillConfig = BackfillConfig()
+    serve: ServeConfig = ServeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    oracle: str | None = None  # the simulator's true probabilities; read by `evaluate` only
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "Config":
+        if self.buckets & (self.buckets - 1):
+            raise ValueError(f"buckets: {self.buckets} is not a power of two")
+        for role, kind in (("pd", "binary"), ("fraud", "binary"), ("spend", "amount")):
+            name = getattr(self.roles, role)
+            if name is None:
+                continue
+            if name not in self.tasks:
+                raise ValueError(
+                    f"roles.{role}: no task {name!r}; there is {', '.join(self.tasks)}"
+                )
+            if self.tasks[name].kind != kind:
+                raise ValueError(f"roles.{role}: task {name!r} must be {kind}")
+        if not any(source.table == "events" for source in self.sources.values()):
+            raise ValueError("sources: at least one must map to the events table")
+        for name, source in self.sources.items():
+            declared = {
+                "users": (*self.profile.numeric, *self.profile.categorical),
+                "protected": self.profile.protected,
+            }.get(source.table)
+            if declared is None:
+                continue
+            own = {"user_id", "valid_from", "available_at"}
+            unknown = [c for c in source.columns if c not in own and c not in declared]
+            if unknown:
+                raise ValueError(
+                    f"sources.{name}.columns: {unknown[0]!r} is not declared in profile"
+                )
+        return self
+
+
+def load(path: str, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a YAML file, or a built-in one by its name, with `a.b=c` overrides.
+
+    Raises UserError with one line: the file, the key, what was expected.
+    """
+    file = Path(path)
+    if not file.exists() and (BUILT_IN / f"{path}.yaml").exists():
+        file = BUILT_IN / f"{path}.yaml"
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: no such configuration file") from error
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"{path}: not YAML: {line}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a mapping of keys was expected")
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first(error)}") from error
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: expected key=value, such as train.workers=4")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override}: {parent!r} is not a mapping")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML") from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first fault as one line, an unknown key with the nearest known one."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        message = fault["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}" if where else message
+    known = _keys_at(Config, fault["loc"][:-1])
+    near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)
+    return f"{where}: unknown key; the nearest is {near[0]!r}" if near else f"{where}: unknown key"
+
+
+def _keys_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """The keys of the configuration node at a location."""
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        candidates = [field.annotation] if field else []
+        while candidates:
+            kind = candidates.pop()
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
+                break
+            candidates.extend(typing.get_args(kind))
+    return list(model.model_fields)

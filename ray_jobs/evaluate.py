@@ -1,0 +1,141 @@
+"""`evaluate`: the latest candidate on the test role, beside baselines and the oracle → a report."""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import ray
+import torch
+
+from models.data.keys import keys_of
+from models.data.schema import UserError
+from models.data.tasks import ROLES
+from models.scoring.baselines import Baselines, Columns, fit_baselines
+from models.scoring.evaluation import About, Evaluation
+from models.scoring.evaluation import evaluate as evaluation_of
+from models.scoring.scorer import Scorer
+from ray_jobs import registry
+from ray_jobs.buckets import with_actors
+from ray_jobs.config import Config
+from ray_jobs.progress import say
+from ray_jobs.report.build import write_report
+from ray_jobs.secret import read_secret
+from ray_jobs.snapshot import Snapshot, load
+from ray_jobs.tables import Tables
+
+Accounts = Mapping[str, Mapping[str, int]]
+
+
+def evaluate(config: Config, tables: Tables) -> Evaluation:
+    """Score the test role, fit the baselines, compare, write `report.html` and `evaluation.json`.
+
+    Raises UserError when there is no candidate.
+    """
+    model = registry.latest(tables.lake)
+    scorer_spec = Scorer.load(model.path).spec
+    snapshot = load(Path(config.work) / "snapshots" / scorer_spec.trained_on["snapshot"])
+    baselines = _baselines.remote(config, snapshot)
+    predictions = _predict(config, snapshot, model.path)
+    test = snapshot.read("test").frame
+    result = evaluation_of(
+        test,
+        predictions,
+        ray.get(baselines),
+        about=About(
+            title=Path(config.work).name,
+            made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            model_sha256=model.sha256,
+            data_versions={name: str(v) for name, v in snapshot.versions.items()},
+            seed=config.seed,
+            config=config.model_dump_json(indent=1),
+            currency=_currency(config),
+        ),
+        tasks=config.tasks,
+        roles=config.roles,
+        scorecard=scorer_spec.scorecard,
+        policy=scorer_spec.policy,
+        oracle=_oracle(config),
+        withheld=WITHHELD if config.oracle else (),
+        training=model.details["epochs"],
+        accounts={**accounts(tables), "snapshot": snapshot.account},
+    )
+    report = publish(config, result)
+    say(f"evaluate: {report}")
+    return result
+
+
+def publish(config: Config, evaluation: Evaluation) -> Path:
+    """Write the evaluation as JSON and as a page; the page's path."""
+    folder = Path(config.work)
+    path = folder / "evaluation.json"
+    staged = path.with_suffix(".tmp")
+    staged.write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
+    os.replace(staged, path)
+    write_report(evaluation, folder / "report.html")
+    return folder / "report.html"
+
+
+def accounts(tables: Tables) -> dict[str, dict[str, int]]:
+    """What the jobs of the lake counted, newest run of each."""
+    runs = {verb: tables.lake.latest_run(verb) for verb in ("ingest", "backfill")}
+    return {verb: run["counts"] for verb, run in runs.items() if run is not None}
+
+
+WITHHELD = ("without_text", "without_order", "without_social", "without_tabular")
+
+
+def _oracle(config: Config) -> pl.DataFrame | None:
+    """The simulator's true probabilities with user keys; None for real data."""
+    if config.oracle is None:
+        return None
+    try:
+        oracle = pl.read_parquet(config.oracle)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"oracle {config.oracle}: cannot be read") from error
+    keys = keys_of(read_secret(config), oracle["user_id"]).alias("user_key")
+    utc = pl.col("as_of").dt.replace_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
+    return oracle.with_columns(keys, utc).drop("user_id")
+
+
+def _currency(config: Config) -> str:
+    stated = {s.currency for s in config.sources.values() if s.table == "events" and s.currency}
+    return ", ".join(sorted(stated))
+
+
+@ray.remote(num_cpus=1)
+def _baselines(config: Config, snapshot: Snapshot) -> Baselines:
+    columns = Columns(snapshot.tabular, snapshot.categorical, snapshot.social)
+    frames = {role: snapshot.read(role).frame for role in ROLES}
+    return fit_baselines(frames, columns, config.tasks, seed=config.seed)
+
+
+def _predict(config: Config, snapshot: Snapshot, model: str) -> pl.DataFrame:
+    """Predictions of the test role, in the order of `snapshot.read("test")`."""
+    out = Path(config.work) / "predictions"
+    out.mkdir(parents=True, exist_ok=True)
+    arguments = {"config": config, "snapshot": snapshot, "model": model, "out": str(out)}
+    files = snapshot.files("test")
+    if not files:
+        raise UserError("evaluate: the snapshot has no row in the role test")
+    parts = with_actors(len(files), _ScoreFile, arguments, "evaluate", config.backfill.workers)
+    frames = [pl.read_parquet(part["file"]) for part in parts]
+    together = pl.concat(frames)
+    return together.with_columns(row=pl.int_range(pl.len(), dtype=pl.UInt32))
+
+
+class _ScoreFile:
+    """Scores one file of the test role."""
+
+    def __init__(self, config: Config, snapshot: Snapshot, model: str, out: str) -> None:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.backfill.workers))
+        self.scorer, self.snapshot, self.out = Scorer.load(model), snapshot, out
+
+    def __call__(self, part: int) -> dict[str, Any]:
+        frame = pl.read_parquet(self.snapshot.files("test")[part])
+        scores = self.scorer.score_features(self.snapshot.features(frame), frame["proposed_amount"])
+        path = Path(self.out) / f"part-{part:04d}.parquet"
+        scores.write_parquet(path)
+        return {"file": str(path)}

@@ -1,0 +1,86 @@
+"""Each verb, wired to its job."""
+
+import argparse
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from models.data.schema import UserError
+from ray_jobs import backfill, demo, evaluate, registry, serve, snapshot, train
+from ray_jobs.cluster import connected
+from ray_jobs.config import Config, load
+from ray_jobs.ingest import ingest
+from ray_jobs.lake import Lake
+from ray_jobs.progress import console, say
+from ray_jobs.report.terminal import summary_tables
+from ray_jobs.secret import read_secret
+from ray_jobs.simulate import simulate
+from ray_jobs.tables import Tables, ingested
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Load the configuration and run the verb inside a Ray session."""
+    config = load(arguments.config, arguments.overrides)
+    if arguments.verb == "demo":
+        demo.prepare(config)
+    verbs: dict[str, Callable[[], Any]] = {
+        "simulate": lambda: run_simulate(config),
+        "ingest": lambda: run_ingest(config),
+        "snapshot": lambda: snapshot.snapshot(config, tables(config)),
+        "train": lambda: run_train(config, arguments.name),
+        "evaluate": lambda: run_evaluate(config),
+        "promote": lambda: run_promote(config, arguments.model, arguments.approver),
+        "backfill": lambda: backfill.backfill(config, tables(config)),
+        "serve": lambda: serve.serve_forever(config, tables(config)),
+        "demo": lambda: demo.demo(config),
+    }
+    with connected(config.cluster):
+        verbs[arguments.verb]()
+
+
+def tables(config: Config) -> Tables:
+    """The lake as the last ingest left it."""
+    return ingested(Lake(config.lake))
+
+
+def run_simulate(config: Config) -> dict[str, int]:
+    """Write the raw files of a simulated marketplace."""
+    if config.simulate is None:
+        raise UserError("simulate: the configuration has no such section")
+    return simulate(config.simulate, str(Path(config.work) / "raw"))
+
+
+def run_ingest(config: Config) -> None:
+    """Raw files → the lake; prints the account."""
+    account = ingest(
+        Lake(config.lake),
+        config.sources,
+        numeric=config.profile.numeric,
+        categorical=config.profile.categorical,
+        protected=config.profile.protected,
+        buckets=config.buckets,
+        secret=read_secret(config),
+        now=datetime.now(UTC),
+    )
+    console.print(account.table())
+
+
+def run_train(config: Config, name: str | None) -> Path:
+    """Train on the configuration's snapshot, made if it is not there."""
+    where = tables(config)
+    return train.train(config, where.lake, snapshot.snapshot(config, where), name)
+
+
+def run_evaluate(config: Config) -> None:
+    """Evaluate the latest candidate; prints the summary."""
+    for table in summary_tables(evaluate.evaluate(config, tables(config))):
+        console.print(table)
+
+
+def run_promote(config: Config, model: str | None, approver: str) -> None:
+    """Make a candidate the champion."""
+    lake = Lake(config.lake)
+    sha256 = model or registry.latest(lake).sha256
+    registry.promote(lake, sha256, approver)
+    say(f"promote: {sha256[:16]} is champion, approved by {approver}")

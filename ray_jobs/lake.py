@@ -1,0 +1,385 @@
+"""The lake: Delta tables, published exactly once, read with every page verified.
+
+    <root>/<table>/source=…/period=…/bucket=…/part-<hash>.parquet
+
+Data files do not count until a commit names them. A commit carries a Delta transaction of an
+application, which names what is published (table, source and period; never the run), and a
+generation; deltalake alone would land a second commit of both from a fresh handle.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
+
+import polars as pl
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.transaction import AddAction
+from pyarrow import fs
+
+from models.data.clean import dedupe
+from models.data.schema import EVENTS, PARTITIONS, TIMESTAMP, Table, UserError
+from ray_jobs.storage import (
+    DataFile,
+    absolute,
+    digest_of,
+    encode,
+    filesystem,
+    move,
+    partition_of,
+    put,
+    read_file,
+    write_file,
+)
+
+__all__ = ["RUNS", "DataFile", "Lake", "read_file", "write_file"]
+
+_ATTEMPTS = 20  # races that a commit may lose; after each the table is looked at again
+_HASHING_THREADS = 4
+
+RUNS = Table(
+    name="runs",
+    schema=pa.schema(
+        [
+            ("run_id", pa.string()),
+            ("verb", pa.string()),
+            ("started_at", TIMESTAMP),
+            ("finished_at", TIMESTAMP),
+            ("config", pa.string()),  # JSON
+            ("table_versions", pa.string()),  # JSON: what the run read, or left behind
+            ("counts", pa.string()),  # JSON: its account
+            ("model_sha256", pa.string()),
+        ]
+    ),
+    key=("verb", "run_id"),
+    sort=("finished_at",),
+    required=(),
+)
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The tables under a folder or an s3:// or gs:// URL. Cheap to send to a task."""
+
+    root: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", absolute(self.root).rstrip("/"))
+
+    def url(self, *parts: str) -> str:
+        """The path or URL of something in the lake."""
+        return "/".join([self.root, *parts])
+
+    # Reading
+
+    def exists(self, table: str) -> bool:
+        """Whether the lake has this table."""
+        return bool(DeltaTable.is_deltatable(self.url(table)))
+
+    def version(self, table: str) -> int:
+        """The newest version of a table. Raises UserError when there is no such table."""
+        return self._open(table).version()
+
+    def versions(self) -> dict[str, int]:
+        """The newest version of every table but `runs`."""
+        system, root = filesystem(self.root)
+        found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+        names = sorted(f.base_name for f in found if f.type == fs.FileType.Directory)
+        return {n: self.version(n) for n in names if n != RUNS.name and self.exists(n)}
+
+    def files(
+        self, table: str, *, version: int | None = None, where: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """The data files of a table's version whose partition values equal `where`.
+
+        Each with `path` (absolute), `num_records` and `partition` (a dict), in order of path.
+        """
+        return self._files(table, self._open(table, version), where or {})
+
+    def read(
+        self,
+        table: str,
+        *,
+        version: int | None = None,
+        bucket: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pl.DataFrame:
+        """The rows of a table's version (the newest by default), file after file.
+
+        `bucket` and `where` (column → value) choose rows; by a partition column they choose
+        files. Raises UserError when there is no such table, OSError when a file is not what was
+        written.
+        """
+        delta = self._open(table, version)
+        schema = pl.Schema(pa.schema(delta.schema().to_arrow()))
+        wanted = dict(where or {}) | ({} if bucket is None else {"bucket": bucket})
+        by = delta.metadata().partition_columns
+        chosen = {name: value for name, value in wanted.items() if name in by}
+        matching = [pl.col(n) == v for n, v in wanted.items() if n not in by]
+        shown = list(schema if columns is None else columns)
+        names = list(dict.fromkeys([*shown, *(n for n in wanted if n not in by)]))
+        types = pl.Schema({name: schema[name] for name in names})
+        frames = [pl.DataFrame(schema=types)]
+        for file in self._files(table, delta, chosen):
+            rows = read_file(file["path"], columns=names)
+            values = {n: v for n, v in file["partition"].items() if n in types}
+            absent = {n: None for n in types if n not in rows.columns and n not in values}
+            added = {n: pl.lit(v, dtype=types[n]) for n, v in (values | absent).items()}
+            height = pl.repeat(None, file["num_records"], dtype=pl.Null, eager=True)
+            whole = height.alias("").to_frame().with_columns(*rows.iter_columns(), **added)
+            frames.append(whole.select(names).cast(types).filter(*matching))
+        return pl.concat(frames).select(shown)
+
+    def read_if(
+        self,
+        table: str,
+        versions: Mapping[str, int],
+        bucket: int | None,
+        columns: Sequence[str] | None = None,
+    ) -> pl.DataFrame | None:
+        """The rows of a table at the version that `versions` names (the newest when it is empty);
+        None where it names none, or the lake has no such table."""
+        if (versions and table not in versions) or not self.exists(table):
+            return None
+        return self.read(table, version=versions.get(table), bucket=bucket, columns=columns)
+
+    def events(self, bucket: int, versions: Mapping[str, int]) -> pl.DataFrame:
+        """The events of a bucket's users, in order of user, time and id, each event once.
+
+        An event that a source's files bring in two periods counts once. Raises UserError when two
+        sources give one id to different events of a user.
+        """
+        events = self.read("events", version=versions["events"], bucket=bucket)
+        once, _ = dedupe(events, EVENTS, (*EVENTS.key, "source"))
+        shared = once.filter(pl.struct(EVENTS.key).is_duplicated())
+        if shared.height:
+            names = " and ".join(shared["source"].unique().sort())
+            raise UserError(
+                f"sources {names} give the same event_id to different events of a user; map an "
+                "event_id that names its source, or none"
+            )
+        return once.sort(EVENTS.sort)
+
+    # Publishing
+
+    def write_part(
+        self, table: Table, frame: pl.DataFrame, partition: Mapping[str, Any]
+    ) -> DataFile:
+        """Write rows as a data file that is named by its content; not yet published."""
+        folder = "/".join([table.name, *(f"{name}={value}" for name, value in partition.items())])
+        content, _ = encode(frame, table, {name: str(v) for name, v in partition.items()})
+        digest = hashlib.sha256(content).hexdigest()
+        path = self.url(folder, f"part-{digest[:32]}.parquet")
+        put(content, path)
+        return DataFile(path, frame.height, len(content), digest)
+
+    def adopt(self, file: DataFile, root: str) -> DataFile:
+        """Move a data file written under another root into this lake; not yet published."""
+        assert file.path.startswith(f"{root}/"), f"{file.path} is not in {root}"
+        path = self.url(file.path.removeprefix(f"{root}/"))
+        move(file.path, path)
+        return dataclasses.replace(file, path=path)
+
+    def generation(self, table: str, app: str) -> int:
+        """The newest published generation of an application; 0 when there is none."""
+        if not self.exists(table):
+            return 0
+        return self._open(table).transaction_version(app) or 0
+
+    def holds(self, table: str, files: Sequence[DataFile], where: Mapping[str, Any]) -> bool:
+        """Whether the partitions `where` of a table consist of exactly these files."""
+        if not self.exists(table):
+            return False
+        return {f["path"] for f in self.files(table, where=where)} == {f.path for f in files}
+
+    def publish(
+        self,
+        table: Table,
+        *,
+        app: str,
+        generation: int,
+        files: Sequence[DataFile],
+        replace: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Publish files in one commit, exactly once; the table's newest version.
+
+        Does nothing when this generation of the application, or a later one, is published.
+        `replace` names the partitions whose earlier files the commit removes. The commit's
+        metadata holds the SHA-256 of each file. Raises UserError, and publishes nothing, when a
+        file is missing or not what was written.
+        """
+        if self.generation(table.name, app) >= generation:
+            return self.version(table.name)
+        self._verify(files)
+        self._ensure(table, files)
+        actions = [self._action(table.name, file) for file in files]
+        hashes = {action.path: file.sha256 for action, file in zip(actions, files, strict=True)}
+        notes = {k: json.dumps(v) for k, v in {**(metadata or {}), "sha256": hashes}.items()}
+        filters = None if replace is None else [(k, "=", str(v)) for k, v in replace.items()]
+        for _ in range(_ATTEMPTS):
+            delta = self._open(table.name)
+            if (delta.transaction_version(app) or 0) >= generation:
+                break
+            try:
+                # the handle just asked, not reloaded: a commit in between makes this one fail
+                delta.create_write_transaction(
+                    list(actions),
+                    "append" if filters is None else "overwrite",
+                    table.schema,
+                    delta.metadata().partition_columns,
+                    filters,
+                    commit_properties=CommitProperties(
+                        custom_metadata=notes, app_transactions=[Transaction(app, generation)]
+                    ),
+                )
+                break
+            except CommitFailedError:
+                continue
+        else:
+            raise RuntimeError(f"{app}: lost {_ATTEMPTS} races for table {table.name}")
+        return self.version(table.name)
+
+    def append_rows(self, table: Table, frame: pl.DataFrame, *, app: str) -> int:
+        """Add a few rows to a small table (`runs`, `models`), once for an application."""
+        if self.generation(table.name, app) >= 1:
+            return self.version(table.name)
+        file = self.write_part(table, frame, {})
+        return self.publish(table, app=app, generation=1, files=[file])
+
+    # Runs
+
+    def record_run(
+        self,
+        verb: str,
+        run_id: str,
+        config: Mapping[str, Any],
+        counts: Mapping[str, Any],
+        model_sha256: str | None = None,
+        *,
+        started_at: datetime | None = None,
+        versions: Mapping[str, int] | None = None,
+    ) -> None:
+        """Enter a finished run, once; `versions` (default: the newest) are its tables'."""
+        now = datetime.now(UTC)
+        row = {
+            "run_id": run_id,
+            "verb": verb,
+            "started_at": started_at or now,
+            "finished_at": now,
+            "config": json.dumps(config, sort_keys=True),
+            "table_versions": json.dumps(versions or self.versions(), sort_keys=True),
+            "counts": json.dumps(counts, sort_keys=True),
+            "model_sha256": model_sha256,
+        }
+        frame = pl.DataFrame([row], schema=pl.Schema(RUNS.schema))
+        self.append_rows(RUNS, frame, app=f"runs/{verb}/{run_id}")
+
+    def run(self, verb: str, run_id: str) -> dict[str, Any] | None:
+        """The account of a finished run; None when there is no such run."""
+        for row in self._runs(verb):
+            if row["run_id"] == run_id:
+                counts: dict[str, Any] = row["counts"]
+                return counts
+        return None
+
+    def latest_run(self, verb: str) -> dict[str, Any] | None:
+        """The newest row of `runs` of a verb, JSON parsed; None when there is none."""
+        rows = self._runs(verb)
+        return rows[-1] if rows else None
+
+    def ingested(self) -> dict[str, int]:
+        """The table versions that the last ingest left behind: what the other jobs read."""
+        row = self.latest_run("ingest")
+        if row is None:
+            raise UserError(f"nothing in lake {self.root} yet: run `raycredit ingest` first")
+        versions: dict[str, int] = row["table_versions"]
+        return versions
+
+    def _runs(self, verb: str) -> list[dict[str, Any]]:
+        if not self.exists(RUNS.name):
+            return []
+        rows = self.read(RUNS.name).filter(pl.col("verb") == verb).sort("finished_at", "run_id")
+        parsed = ("config", "table_versions", "counts")
+        return [{**r, **{k: json.loads(r[k]) for k in parsed}} for r in rows.to_dicts()]
+
+    # Delta
+
+    def _open(self, table: str, version: int | None = None) -> DeltaTable:
+        try:
+            return DeltaTable(self.url(table), version=version)
+        except TableNotFoundError as error:
+            raise UserError(
+                f"no table {table} in lake {self.root}: run `raycredit ingest` first"
+            ) from error
+
+    def _files(
+        self, table: str, delta: DeltaTable, where: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        actions = pl.from_arrow(pa.table(delta.get_add_actions(flatten=True)))
+        assert isinstance(actions, pl.DataFrame)
+        for name, value in where.items():
+            actions = actions.filter(pl.col(f"partition.{name}").cast(pl.String) == str(value))
+        by = {name: f"partition.{name}" for name in delta.metadata().partition_columns}
+        return [
+            {
+                "path": self.url(table, unquote(row["path"])),
+                "num_records": row["num_records"],
+                "partition": {name: row[column] for name, column in by.items()},
+            }
+            for row in actions.select("path", "num_records", *by.values())
+            .sort("path")
+            .iter_rows(named=True)
+        ]
+
+    def _ensure(self, table: Table, files: Sequence[DataFile]) -> None:
+        """Create the table, empty, unless it is there; refuse a column of another type."""
+        url = self.url(table.name)
+        if not self.exists(table.name):
+            by = list(partition_of(files[0].path[len(url) :])) if files else []
+            by = by or [c for c in PARTITIONS if c in table.schema.names]
+            DeltaTable.create(url, table.schema, mode="ignore", partition_by=by)
+        there = pl.Schema(pa.schema(self._open(table.name).schema().to_arrow()))
+        for name, dtype in pl.Schema(table.schema).items():
+            if there.get(name, dtype) != dtype:
+                raise UserError(
+                    f"table {table.name} in lake {self.root}: column {name} is {there[name]}, "
+                    f"not {dtype}; use another lake"
+                )
+
+    def _verify(self, files: Sequence[DataFile]) -> None:
+        """Every file lies where it should and is what was written."""
+        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+            for file, found in zip(files, pool.map(_found, files), strict=True):
+                if found != (file.bytes, file.sha256):
+                    state = "is missing" if found is None else "is not what was written"
+                    raise UserError(f"{file.path} {state}: nothing was published; run again")
+
+    def _action(self, table: str, file: DataFile) -> AddAction:
+        folder = self.url(table) + "/"
+        assert file.path.startswith(folder), f"{file.path} is not in {folder}"
+        relative = file.path.removeprefix(folder)
+        return AddAction(
+            path=relative,
+            size=file.bytes,
+            partition_values=partition_of(relative),
+            modification_time=int(time.time() * 1000),
+            data_change=True,
+            stats=json.dumps({"numRecords": file.rows}),
+        )
+
+
+def _found(file: DataFile) -> tuple[int, str] | None:
+    try:
+        return digest_of(file.path)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,72 @@
+"""Progress of long work: a bar in a terminal, plain lines in a log."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+POLL_S = 0.5
+
+
+def say(line: str) -> None:
+    """One plain line, at once."""
+    console.print(line)
+    sys.stdout.flush()
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where the ranks of a run write how far they are; the driver looks at it."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {"done": 0, "total": 0, "lines": []}
+
+    def at(self, done: int, total: int) -> None:
+        """Steps done of all steps."""
+        self.state |= {"done": done, "total": total}
+
+    def line(self, text: str) -> None:
+        """A line worth keeping, such as an epoch's result."""
+        self.state["lines"].append(text)
+
+    def read(self) -> dict[str, Any]:
+        """The present state."""
+        return self.state
+
+
+@contextmanager
+def watched(title: str) -> Iterator[Any]:
+    """A board whose state is shown while the block runs. Yields the actor's handle."""
+    board = Board.remote()  # type: ignore[attr-defined]  # ray.remote hides the class
+    stop = threading.Event()
+    thread = threading.Thread(target=_show, args=(board, title, stop), daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _show(board: Any, title: str, stop: threading.Event) -> None:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    shown = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task(title, total=None)
+        while True:
+            last = stop.wait(POLL_S)
+            state = ray.get(board.read.remote())
+            bars.update(bar, completed=state["done"], total=state["total"] or None)
+            for text in state["lines"][shown:]:
+                bars.console.print(text)
+            shown = len(state["lines"])
+            if last:
+                return

@@ -1,0 +1,38 @@
+"""The secret behind user keys: from a file or the environment, never from the configuration."""
+
+import os
+import secrets
+from pathlib import Path
+
+from models.data.schema import UserError
+from ray_jobs.config import Config
+
+SECRET_ENV = "RAYCREDIT_SECRET"
+LEAST_BYTES = 16
+
+
+def read_secret(config: Config) -> bytes:
+    """The secret. Raises UserError when there is none, or a short one."""
+    if config.secret_file is not None:
+        try:
+            secret = Path(config.secret_file).read_bytes().strip()
+        except OSError as error:
+            raise UserError(f"secret_file {config.secret_file}: cannot be read") from error
+    else:
+        secret = os.environ.get(SECRET_ENV, "").encode()
+    if len(secret) < LEAST_BYTES:
+        where = config.secret_file or f"environment variable {SECRET_ENV}"
+        raise UserError(f"{where}: a secret of at least {LEAST_BYTES} bytes was expected")
+    return secret
+
+
+def make_secret(path: str) -> None:
+    """Make a secret file that only its owner can read, unless it is there."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(handle, "w", encoding="ascii") as stream:
+        stream.write(secrets.token_hex(32))

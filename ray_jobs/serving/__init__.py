@@ -1,0 +1,1 @@
+"""The scoring endpoint: what it accepts, who may ask, and the Ray Serve application."""

@@ -1,0 +1,241 @@
+"""`snapshot`: the lake as of many times → feature rows with roles and labels, bucket by bucket.
+
+    <work>/snapshots/<id>/<role>/bucket-0000.parquet   features, y_<task>, proposed_amount
+    <work>/snapshots/<id>/snapshot.json                vocabulary, stats, columns, versions, account
+
+Buckets are read, turned into rows and written one by one; nothing is shuffled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from models.data.features import Features, features
+from models.data.history import History, no_events, view
+from models.data.rows import check_dates, label_columns, only_eligible, training_rows
+from models.data.schema import UserError
+from models.data.stats import Stats, fit_stats
+from models.data.strict import Strict
+from models.data.tasks import ROLES, Role, midnight
+from models.data.vocabulary import Vocabulary, check_event_types, count_values, most_frequent
+from ray_jobs import graph
+from ray_jobs.buckets import over_buckets, total
+from ray_jobs.config import Config
+from ray_jobs.progress import say
+from ray_jobs.tables import Tables
+
+MANIFEST = "snapshot.json"
+
+
+class Snapshot(Strict):
+    """A snapshot's manifest. `folder` holds one folder a role."""
+
+    folder: str
+    versions: dict[str, int]  # the lake's tables that it was made from
+    stats: Stats
+    tabular: tuple[str, ...]
+    categorical: tuple[str, ...]
+    social: tuple[str, ...]
+    rows: dict[str, int]  # by role
+    account: dict[str, int]
+
+    def files(self, role: Role) -> list[str]:
+        """The role's files, one a bucket that has rows."""
+        return sorted(str(p) for p in (Path(self.folder) / role).glob("*.parquet"))
+
+    def read(self, role: Role) -> Features:
+        """All rows of a role, numbered anew."""
+        frames = [pl.read_parquet(f) for f in self.files(role)]
+        if not frames:
+            raise UserError(f"snapshot: no row in the role {role}; see split.{role} and the data")
+        return self.features(pl.concat(frames))
+
+    def features(self, frame: pl.DataFrame) -> Features:
+        """Rows of this snapshot as features; `row` counts from 0."""
+        numbered = frame.with_columns(row=pl.int_range(pl.len(), dtype=pl.UInt32))
+        return Features(numbered, self.tabular, self.categorical, self.social)
+
+
+def snapshot(config: Config, tables: Tables) -> Snapshot:
+    """Write the snapshot that the configuration and the lake's last ingest determine.
+
+    Raises UserError for dates beyond the sources' watermark, and for a task with no label.
+    """
+    check_dates(config.split, config.tasks, complete_until(config))
+    folder = Path(config.work) / "snapshots" / _identity(config, tables.versions)
+    if (folder / MANIFEST).exists():
+        say(f"snapshot: {folder.name} is already there")
+        return load(folder)
+    vocabulary = _vocabulary(config, tables)
+    dates = _graph_dates(config, tables)
+    graph.publish(config, tables, dates)
+    staged = folder.with_name(f".{folder.name}")
+    shutil.rmtree(staged, ignore_errors=True)
+    for role in ROLES:
+        (staged / role).mkdir(parents=True)
+    job = _Bucket(config, tables, vocabulary, dates, str(staged))
+    account = total(over_buckets(config.buckets, job, "snapshot"))
+    assert account["rows"] == sum(account[role] for role in ROLES) + account["without_events"]
+    manifest = _fit(config, staged, vocabulary, tables.versions, account)
+    (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    os.replace(staged, folder)
+    say(f"snapshot: {json.dumps(account)}")
+    return load(folder)
+
+
+def load(folder: Path) -> Snapshot:
+    """Read a snapshot's manifest."""
+    text = (folder / MANIFEST).read_text(encoding="utf-8")
+    return Snapshot.model_validate_json(text).model_copy(update={"folder": str(folder)})
+
+
+def complete_until(config: Config) -> datetime | None:
+    """Until when every events source is complete."""
+    marks = [s.complete_until_utc for s in config.sources.values() if s.table == "events"]
+    return min((m for m in marks if m is not None), default=None)
+
+
+class _Bucket:
+    """One bucket's rows, written by role; returns how many."""
+
+    def __init__(
+        self,
+        config: Config,
+        tables: Tables,
+        vocabulary: Vocabulary,
+        graph_dates: list[datetime],
+        out: str,
+    ) -> None:
+        self.config, self.tables, self.vocabulary = config, tables, vocabulary
+        self.graph_dates, self.out = graph_dates, out
+
+    def __call__(self, bucket: int) -> dict[str, Any]:
+        config = self.config
+        events = self.tables.events(bucket)
+        labels = self.tables.read("labels", bucket)
+        rows = training_rows(events, labels, config.split)
+        history = self.tables.history(bucket, events, self.graph_dates)
+        seen = view(history, rows, config.features.history)
+        known = features(seen, self.vocabulary, config.features)
+        frame = known.frame.with_columns(
+            rows["role"],
+            rows["proposed_amount"],
+            *label_columns(rows, events, labels, config.tasks).iter_columns(),
+        ).filter(pl.col("n_lifetime") > 0)
+        frame = only_eligible(frame, config.tasks)
+        counts = {"rows": rows.height, "without_events": rows.height - frame.height}
+        for role in ROLES:
+            part = frame.filter(pl.col("role") == role)
+            counts[role] = part.height
+            if part.height:
+                part.write_parquet(Path(self.out) / role / f"bucket-{bucket:04d}.parquet")
+        return counts
+
+
+class _Words:
+    """One bucket's counts of event types, categories and profile levels before a time."""
+
+    def __init__(self, config: Config, tables: Tables) -> None:
+        self.config, self.tables = config, tables
+
+    def __call__(self, bucket: int) -> dict[str, Any]:
+        config = self.config
+        end = midnight(config.split.fit.last)
+        events = self.tables.events(bucket).filter(pl.col("event_time") < end)
+        counts = {c: count_values(events, c) for c in ("event_type", "category")}
+        profiles = self.tables.read("users", bucket)
+        if profiles is not None:
+            past = profiles.filter(pl.col("valid_from") < end)
+            counts |= {c: count_values(past, c) for c in config.profile.categorical}
+        return {column: frame.rows() for column, frame in counts.items()}
+
+
+def _vocabulary(config: Config, tables: Tables) -> Vocabulary:
+    parts = over_buckets(config.buckets, _Words(config, tables), "vocabulary")
+
+    def words(column: str, limit: int) -> tuple[str, ...]:
+        rows = [tuple(r) for part in parts for r in part.get(column, ())]
+        schema = {"value": pl.String, "n": pl.Int64}
+        return most_frequent(pl.DataFrame(rows, schema=schema, orient="row"), limit)
+
+    event_types = words("event_type", config.features.max_event_types)
+    check_event_types(event_types)
+    return Vocabulary(
+        event_types=event_types,
+        categories=words("category", config.features.max_categories),
+        relations=graph.relations(tables),
+        numeric=config.profile.numeric,
+        categorical=config.profile.categorical,
+        levels={c: words(c, 32) for c in config.profile.categorical},
+    )
+
+
+def _graph_dates(config: Config, tables: Tables) -> list[datetime]:
+    """The month starts at or before the as-of times of the split."""
+    if config.split.schedule == "month":
+        return sorted({t for _, t in config.split.month_starts()})
+    labels = tables.read("labels")
+    if labels is None:
+        raise UserError("split.schedule is labels, but no source maps to the labels table")
+    inside = labels.filter(config.split.role_of(pl.col("as_of")).is_not_null())
+    return sorted(inside["as_of"].dt.truncate("1mo").unique().to_list())
+
+
+def _fit(
+    config: Config,
+    staged: Path,
+    vocabulary: Vocabulary,
+    versions: dict[str, int],
+    account: dict[str, int],
+) -> Snapshot:
+    """Fit the stats on the fit role; the manifest."""
+    files = sorted((staged / "fit").glob("*.parquet"))
+    if not files:
+        raise UserError(
+            f"split.fit {config.split.fit.first} … {config.split.fit.last}: no user has an event "
+            "before these dates"
+        )
+    frame = pl.concat([pl.read_parquet(f) for f in files])
+    columns = Features(
+        frame,
+        *_columns(vocabulary, config),
+    )
+    return Snapshot(
+        folder=str(staged),
+        versions=versions,
+        stats=fit_stats(vocabulary, columns, frame, config.tasks),
+        tabular=columns.tabular,
+        categorical=columns.categorical,
+        social=columns.social,
+        rows={role: account[role] for role in ROLES},
+        account=account,
+    )
+
+
+def _columns(
+    vocabulary: Vocabulary, config: Config
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Which columns are tabular, categorical and social: those of features of nobody."""
+    nobody = pl.DataFrame(
+        schema={"row": pl.UInt32, "user_key": pl.Int64, "as_of": pl.Datetime("us", "UTC")}
+    )
+    seen = view(History(no_events()), nobody, config.features.history)
+    empty = features(seen, vocabulary, config.features)
+    return empty.tabular, empty.categorical, empty.social
+
+
+def _identity(config: Config, versions: dict[str, int]) -> str:
+    """A name that the content determines: the same configuration and lake, the same snapshot."""
+    parts = {
+        "versions": versions,
+        **config.model_dump(
+            mode="json", include={"tasks", "split", "features", "profile", "roles", "lake"}
+        ),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

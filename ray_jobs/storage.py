@@ -1,0 +1,143 @@
+"""Parquet files, on a disk or in an object store: written whole, read with every page verified."""
+
+import hashlib
+import itertools
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from models.data.schema import Table
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A Parquet file that was written whole: where it lies and what is in it."""
+
+    path: str  # absolute, or a URL
+    rows: int
+    bytes: int
+    sha256: str
+    groups: Sequence[int] = ()  # the bucket of each row group of a file of many buckets
+
+
+def absolute(path: str) -> str:
+    """A URL as it is, a local path from the root."""
+    return path if "://" in path else os.path.abspath(path)
+
+
+def filesystem(path: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URL (s3://, gs://), and the path on it."""
+    if "://" not in path:
+        return fs.LocalFileSystem(), os.path.abspath(path)
+    system, inner = fs.FileSystem.from_uri(path)
+    return system, inner
+
+
+def partition_of(path: str) -> dict[str, str]:
+    """The partition values in a path's last folders: `…/bucket=3/x.parquet` → {"bucket": "3"}."""
+    folders = itertools.takewhile(lambda folder: "=" in folder, reversed(path.split("/")[:-1]))
+    pairs = [folder.partition("=") for folder in folders]
+    return {name: value for name, _, value in reversed(pairs)}
+
+
+def write_file(
+    frame: pl.DataFrame, table: Table, path: str, *, by_bucket: bool = False
+) -> DataFile:
+    """Write rows as one Parquet file, whole or not at all: zstd, page checksums.
+
+    The columns and types are the table's, without those that the path's folders give. With
+    `by_bucket`, each bucket that has rows is one row group. The same rows give the same bytes.
+    """
+    content, groups = encode(frame, table, partition_of(path), by_bucket=by_bucket)
+    put(content, path)
+    digest = hashlib.sha256(content).hexdigest()
+    return DataFile(absolute(path), frame.height, len(content), digest, groups)
+
+
+def read_file(
+    path: str,
+    *,
+    row_groups: Sequence[int] | None = None,
+    columns: Sequence[str] | None = None,
+) -> pl.DataFrame:
+    """Read a Parquet file, or some of its row groups and columns, verifying page checksums.
+
+    Columns that the file does not have are left out. Raises OSError when the file cannot be read
+    or a byte is not the one that was written.
+    """
+    system, inner = filesystem(path)
+    try:
+        with system.open_input_file(inner) as stream:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            groups = range(file.num_row_groups) if row_groups is None else row_groups
+            there = file.schema_arrow.names
+            names = there if columns is None else [c for c in columns if c in there]
+            rows = file.read_row_groups(list(groups), columns=names)
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"{path}: {error}") from error
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def encode(
+    frame: pl.DataFrame, table: Table, partition: dict[str, str], *, by_bucket: bool = False
+) -> tuple[bytes, tuple[int, ...]]:
+    """The bytes of a Parquet file, and the bucket of each of its row groups."""
+    schema = pa.schema([field for field in table.schema if field.name not in partition])
+    parts, groups = [frame], tuple[int, ...]()
+    if by_bucket:
+        ordered = frame.sort("bucket", maintain_order=True)
+        parts = ordered.partition_by("bucket", maintain_order=True)
+        groups = tuple(int(part["bucket"][0]) for part in parts)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+        for part in parts:
+            rows = part.select(schema.names).to_arrow().cast(schema)
+            writer.write_table(rows, row_group_size=max(rows.num_rows, 1) if by_bucket else None)
+    return sink.getvalue().to_pybytes(), groups
+
+
+def put(content: bytes, path: str) -> None:
+    """Write a file in one step: readers see all of it or none."""
+    system, inner = filesystem(path)
+    if not isinstance(system, fs.LocalFileSystem):  # an object appears when its upload is closed
+        with system.open_output_stream(inner) as stream:
+            stream.write(content)
+        return
+    folder, name = os.path.split(inner)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+        os.replace(temporary, inner)
+    except OSError:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+
+
+def digest_of(path: str) -> tuple[int, str]:
+    """The size and SHA-256 of a file. Raises OSError when it cannot be read."""
+    system, inner = filesystem(path)
+    digest, size = hashlib.sha256(), 0
+    with system.open_input_stream(inner, compression=None) as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def move(path: str, target: str) -> None:
+    """Move a file to another place on the same file system, over what may lie there."""
+    system, inner = filesystem(path)
+    _, end = filesystem(target)
+    system.create_dir(end.rpartition("/")[0], recursive=True)
+    system.move(inner, end)

@@ -1,0 +1,56 @@
+"""What jobs read of the lake: always the table versions that one ingest named."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+
+from models.data.history import History, no_events
+from ray_jobs.lake import Lake
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The lake as one ingest left it. Cheap to send to a task."""
+
+    lake: Lake
+    versions: dict[str, int]
+
+    def read(
+        self, table: str, bucket: int | None = None, columns: Sequence[str] | None = None
+    ) -> pl.DataFrame | None:
+        """A table's rows (of one bucket), or None where the ingest left no such table."""
+        if table not in self.versions:
+            return None
+        return self.lake.read_if(table, self.versions, bucket, columns)
+
+    def events(self, bucket: int) -> pl.DataFrame:
+        """A bucket's events, each once."""
+        if "events" not in self.versions:
+            return no_events()
+        return self.lake.events(bucket, self.versions)
+
+    def graph(self, date: datetime, bucket: int | None = None) -> pl.DataFrame | None:
+        """The graph snapshot of a month's start, or None where the lake has no edges."""
+        if "edges" not in self.versions or not self.lake.exists("graph"):
+            return None
+        where = {"graph_month": f"{date:%Y-%m-%d}"}
+        return self.lake.read("graph", bucket=bucket, where=where)
+
+    def history(
+        self, bucket: int, events: pl.DataFrame, graph_dates: Sequence[datetime]
+    ) -> History:
+        """All that the lake knows of a bucket's users, with the given events as recent ones."""
+        months = [self.graph(date, bucket) for date in graph_dates]
+        known = [month for month in months if month is not None]
+        return History(
+            recent=events,
+            profiles=self.read("users", bucket),
+            social=pl.concat(known) if known else None,
+        )
+
+
+def ingested(lake: Lake) -> Tables:
+    """The lake as the last ingest left it. Raises UserError when there was none."""
+    return Tables(lake, lake.ingested())

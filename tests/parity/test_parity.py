@@ -1,0 +1,141 @@
+"""The keystone: one user, one time, the same events → one score, by every way through the house."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import httpx
+import polars as pl
+import pytest
+
+from models.data.history import History, no_events
+from models.data.rows import number
+from models.data.tasks import midnight
+from models.scoring.scorer import Scorer
+from ray_jobs import jobs, registry, serve
+from ray_jobs.config import Config
+from ray_jobs.serving import app
+from ray_jobs.serving.client import requests_of
+from ray_jobs.tables import Tables
+
+USERS = 500
+TOLERANCE = 1e-5  # of a probability, in fp32
+CONCURRENT = 8
+
+
+@pytest.fixture(scope="module")
+def tables(demo_run: Config) -> Tables:
+    return jobs.tables(demo_run)
+
+
+@pytest.fixture(scope="module")
+def backfilled(demo_run: Config, tables: Tables) -> pl.DataFrame:
+    """The backfill's scores of some users, by key."""
+    scores = tables.lake.read("scores", where={"as_of_date": str(demo_run.split.test.last)})
+    return scores.sort("user_key").head(USERS)
+
+
+@pytest.fixture(scope="module")
+def events(demo_run: Config, tables: Tables) -> pl.DataFrame:
+    return pl.concat([tables.events(bucket) for bucket in range(demo_run.buckets)])
+
+
+@pytest.fixture(scope="module")
+def url(demo_run: Config, tables: Tables) -> Iterator[str]:
+    yield serve.start(demo_run, tables)
+    app.stop()
+
+
+def estimates(scores: pl.DataFrame, config: Config) -> pl.DataFrame:
+    """Each task's probability, or amount relative to its size, by user."""
+    columns = []
+    for name, task in config.tasks.items():
+        field = "probability" if task.kind == "binary" else "amount"
+        columns.append(pl.col(name).struct.field(field).alias(name))
+    return scores.select("user_key", "grade", *columns)
+
+
+def assert_equal(one: pl.DataFrame, other: pl.DataFrame, config: Config) -> None:
+    both = one.join(other, on="user_key", suffix="_other", validate="1:1")
+    assert both.height == one.height == other.height == USERS
+    for name, task in config.tasks.items():
+        scale = 1.0 if task.kind == "binary" else pl.col(name).abs() + 1.0
+        gap = both.select(((pl.col(name) - pl.col(f"{name}_other")).abs() / scale).max()).item()
+        assert gap <= TOLERANCE, f"{name}: {gap}"
+
+
+def test_backfill_is_the_notebook(
+    demo_run: Config, tables: Tables, backfilled: pl.DataFrame, events: pl.DataFrame
+) -> None:
+    """In a notebook: raw events with no baseline, in any order, some twice."""
+    as_of = midnight(demo_run.split.test.last)
+    mixed = pl.concat([events, events.sample(fraction=0.2, seed=1)]).sample(
+        fraction=1.0, shuffle=True, seed=2
+    )
+    graph = tables.graph(as_of)
+    history = History(mixed, profiles=tables.read("users"), social=graph)
+    rows = number(
+        backfilled.select("user_key", as_of=pl.lit(as_of).cast(pl.Datetime("us", "UTC")))
+    )
+    scorer = Scorer.load(registry.champion(tables.lake).path)
+    scored = scorer.score(history, rows)
+    assert_equal(estimates(scored, demo_run), estimates(backfilled, demo_run), demo_run)
+
+
+def test_backfill_is_the_endpoint(
+    demo_run: Config, tables: Tables, backfilled: pl.DataFrame, events: pl.DataFrame, url: str
+) -> None:
+    """Over HTTP: the user's events and profile in the request, the ties from the lake."""
+    as_of = midnight(demo_run.split.test.last)
+    identities = tables.read("identities")
+    assert identities is not None
+    ids = dict(identities.select("user_key", "user_id").iter_rows())
+    users = {key: ids[key] for key in backfilled["user_key"]}
+    bodies = list(requests_of(users, events, tables.read("users"), as_of))
+    answers = asyncio.run(post_all(url, bodies))
+    rows = [
+        {"user_key": key, "grade": a["grade"], **{n: e for n, e in a["estimates"].items()}}
+        for key, a in zip(users, answers, strict=True)
+    ]
+    answered = pl.DataFrame(rows, infer_schema_length=None)
+    assert_equal(estimates(answered, demo_run), estimates(backfilled, demo_run), demo_run)
+    shas = {a["model_sha256"] for a in answers}
+    assert shas == set(backfilled["model_sha256"])
+
+
+async def post_all(url: str, bodies: list[dict[str, object]]) -> list[dict[str, object]]:
+    headers = {"Authorization": f"Bearer {os.environ['RAYCREDIT_API_TOKEN']}"}
+    limits = asyncio.Semaphore(CONCURRENT)
+    async with httpx.AsyncClient(timeout=60, headers=headers) as client:
+
+        async def one(body: dict[str, object]) -> dict[str, object]:
+            async with limits:
+                answer = await client.post(f"{url}/v1/score", json=body)
+                assert answer.status_code == 200, answer.text
+                result: dict[str, object] = answer.json()
+                return result
+
+        return list(await asyncio.gather(*(one(body) for body in bodies)))
+
+
+def test_a_user_nobody_knows_is_answered(url: str) -> None:
+    body: dict[str, object] = {"user_id": "nobody", "as_of": "2024-08-01T00:00:00+00:00"}
+    (answer,) = asyncio.run(post_all(url, [body]))
+    assert 0 <= float(str(answer["score"])) <= 100
+    assert answer["weights"]["text"] == 0  # type: ignore[index]
+
+
+def test_no_history_scores_alike_alone_and_among_others(
+    demo_run: Config, tables: Tables, events: pl.DataFrame
+) -> None:
+    scorer = Scorer.load(registry.champion(tables.lake).path)
+    as_of = pl.lit(midnight(demo_run.split.test.last)).cast(pl.Datetime("us", "UTC"))
+    alone = number(pl.DataFrame({"user_key": [1]}).with_columns(as_of=as_of))
+    one = scorer.score(History(no_events()), alone)
+    many = number(
+        pl.DataFrame({"user_key": [1, *events["user_key"].unique().sort()[:50]]}).with_columns(
+            as_of=as_of
+        )
+    )
+    among = scorer.score(History(events), many)
+    assert abs(one["score"][0] - among["score"][0]) < 1e-3

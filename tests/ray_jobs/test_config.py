@@ -1,0 +1,75 @@
+"""The configuration: strict, with one clear line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models.data.schema import UserError
+from ray_jobs.config import BUILT_IN, Config, load
+
+
+def changed(tmp_path: Path, **changes: object) -> str:
+    tree = yaml.safe_load((BUILT_IN / "demo.yaml").read_text(encoding="utf-8"))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree | changes), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in BUILT_IN.glob("*.yaml")))
+def test_built_in_configurations_are_valid(name: str) -> None:
+    config = load(name)
+    config.split.check(config.tasks)
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.loop.epcohs=3", "train.loop.epcohs: unknown key; the nearest is 'epochs'"),
+        ("sources.events.colums=1", "sources.events.colums: unknown key; the nearest is 'columns'"),
+        ("bucket=4", "bucket: unknown key; the nearest is 'buckets'"),
+        ("buckets=3", "buckets: 3 is not a power of two"),
+        ("roles.pd=defualt", "roles.pd: no task 'defualt'; there is default, fraud, spend_30d"),
+        ("roles.pd=spend_30d", "roles.pd: task 'spend_30d' must be binary"),
+        ("train.workers=two", "train.workers: Input should be a valid integer"),
+        ("sources.events.timezone=Mars/Olympus", "unknown time zone 'Mars/Olympus'"),
+        ("network.width=30", "width 30 is no multiple of 4 heads"),
+        ("train.loop.learning_rate=.nan", "train.loop.learning_rate: Input should be"),
+        ("noequals", "--set noequals: expected key=value"),
+        ("seed.a=1", "--set seed.a=1: 'seed' is not a mapping"),
+    ],
+)
+def test_one_clear_line(override: str, line: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load("demo", [override])
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_mutable_profile_without_history_is_refused(tmp_path: Path) -> None:
+    columns = {"user_id": "user_id", "income_declared": "income_declared"}
+    sources = yaml.safe_load((BUILT_IN / "demo.yaml").read_text(encoding="utf-8"))["sources"]
+    sources["users"] = {"table": "users", "path": "users.csv", "columns": columns}
+    with pytest.raises(UserError, match="without valid_from has no history"):
+        load(changed(tmp_path, sources=sources))
+    sources["users"]["immutable"] = True
+    assert load(changed(tmp_path, sources=sources)).sources["users"].immutable
+
+
+def test_roles_must_lie_an_outcome_window_apart() -> None:
+    config = load("demo", ["split.select.first=2024-05-15", "split.select.last=2024-05-15"])
+    with pytest.raises(UserError, match=r"split\.select\.first 2024-05-15: must lie at least one"):
+        config.split.check(config.tasks)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [("a: [", "not YAML"), ("[1, 2]", "a mapping of keys was expected"), (None, "no such")],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: str | None, line: str) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=line):
+        load(str(path))

@@ -1,0 +1,135 @@
+"""The main job on a small simulated marketplace: every account balances, nothing is half published."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from models.data.schema import UserError
+from models.data.tasks import ROLES
+from models.scoring.evaluation import Evaluation
+from ray_jobs import backfill, jobs, registry, snapshot
+from ray_jobs.config import Config
+from ray_jobs.tables import Tables
+
+
+@pytest.fixture(scope="module")
+def tables(demo_run: Config) -> Tables:
+    return jobs.tables(demo_run)
+
+
+@pytest.fixture(scope="module")
+def evaluation(demo_run: Config) -> Evaluation:
+    text = (Path(demo_run.work) / "evaluation.json").read_text(encoding="utf-8")
+    return Evaluation.model_validate_json(text)
+
+
+def test_ingest_balances(tables: Tables) -> None:
+    run = tables.lake.latest_run("ingest")
+    assert run is not None
+    counts = run["counts"]
+    assert counts["rows_in"] == counts["accepted"] + counts["rejected"] + counts["duplicates"]
+    assert counts["rejected"] == 0
+
+
+def test_snapshot_balances_and_is_made_once(demo_run: Config, tables: Tables) -> None:
+    made = snapshot.snapshot(demo_run, tables)
+    account = made.account
+    assert account["rows"] == sum(account[r] for r in ROLES) + account["without_events"]
+    for role in ROLES:
+        assert made.read(role).frame.height == account[role] > 0
+
+
+def test_no_row_of_a_role_lies_in_another_roles_time(demo_run: Config, tables: Tables) -> None:
+    made = snapshot.snapshot(demo_run, tables)
+    for role in ROLES:
+        period, frame = demo_run.split.period(role), made.read(role).frame
+        days = frame["as_of"].dt.date()
+        assert days.min() >= period.first
+        assert days.max() <= period.last
+
+
+def test_labels_are_those_of_the_lake(demo_run: Config, tables: Tables) -> None:
+    labels = tables.read("labels")
+    assert labels is not None
+    default = labels.filter(pl.col("task") == "default").select("user_key", "as_of", "value")
+    test = snapshot.snapshot(demo_run, tables).read("test").frame
+    both = test.join(default, on=["user_key", "as_of"], how="left", maintain_order="left")
+    assert both["y_default"].equals(both["value"].alias("y_default"))
+    assert test["y_spend_30d"].null_count() == 0
+
+
+def test_backfill_scored_everyone_once(demo_run: Config, tables: Tables) -> None:
+    run = tables.lake.latest_run("backfill")
+    assert run is not None
+    counts = run["counts"]
+    assert counts["users"] == counts["scored"] + counts["no_event_before_as_of"]
+    scores = tables.lake.read("scores")
+    assert scores.height == counts["scored"] == scores["user_key"].n_unique()
+    assert scores["score"].is_between(0, 100).all()
+    champion = registry.champion(tables.lake)
+    assert scores["model_sha256"].unique().to_list() == [champion.sha256]
+    assert (scores["baseline_date"] == scores["as_of"]).all()
+
+
+def test_backfill_again_changes_nothing(demo_run: Config, tables: Tables) -> None:
+    version = tables.lake.version("scores")
+    again = backfill.backfill(demo_run, tables)
+    run = tables.lake.latest_run("backfill")
+    assert run is not None
+    assert again == run["counts"]
+    assert tables.lake.version("scores") == version
+
+
+def test_backfill_beyond_the_watermark_is_refused(demo_run: Config, tables: Tables) -> None:
+    late = demo_run.model_copy(
+        update={"backfill": demo_run.backfill.model_copy(update={"as_of": _day("2025-01-01")})}
+    )
+    version = tables.lake.version("scores")
+    with pytest.raises(UserError, match=r"backfill\.as_of 2025-01-01 lies after complete_until"):
+        backfill.backfill(late, tables)
+    assert tables.lake.version("scores") == version
+
+
+def test_the_report_says_what_was_made(demo_run: Config, evaluation: Evaluation) -> None:
+    page = (Path(demo_run.work) / "report.html").read_text(encoding="utf-8")
+    assert evaluation.about.model_sha256[:12] in page
+    for name in demo_run.tasks:
+        assert name in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_evaluation_has_baselines_and_oracle(evaluation: Evaluation) -> None:
+    default = evaluation.tasks["default"]
+    names = {contender.name for contender in default.contenders}
+    assert names >= {"model", "lightgbm", "tfidf", "constant", "oracle"}
+    assert evaluation.users > 0
+    assert sum(row.users for row in evaluation.grades) == evaluation.users
+
+
+def test_a_damaged_champion_is_refused(demo_run: Config, tables: Tables) -> None:
+    path = Path(registry.champion(tables.lake).path) / "model.safetensors"
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(damaged) // 2] ^= 1
+    try:
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(UserError, match="changed since it was written"):
+            jobs.run_promote(demo_run, None, "test")
+    finally:
+        path.write_bytes(whole)
+
+
+def test_user_ids_are_nowhere_but_in_identities(demo_run: Config, tables: Tables) -> None:
+    for table in tables.versions:
+        if table != "identities":
+            assert "user_id" not in tables.lake.read(table).columns, table
+    text = json.dumps(tables.lake.latest_run("backfill"), default=str)
+    assert "u0000" not in text
+
+
+def _day(text: str) -> object:
+    from datetime import date
+
+    return date.fromisoformat(text)
