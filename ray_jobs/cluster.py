@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+import ray.data
 
 from ray_jobs.config import ClusterConfig
+from ray_jobs.progress import console
 
 LEAST_CPUS = 4  # logical: two train workers of half a CPU and Ray Data's tasks beside them
 
@@ -31,6 +33,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
 
 def start(config: ClusterConfig) -> None:
     """Connect this process to Ray."""
+    _quieten()
     # two ranks on one node talk over the loopback interface; the default guess may be a dead one
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     if os.environ.get("RAY_ADDRESS"):
@@ -43,3 +46,13 @@ def start(config: ClusterConfig) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+
+
+def _quieten() -> None:
+    """Bars of Ray's own in a terminal; in a log, only the lines that the jobs say themselves."""
+    ray.data.DataContext.get_current().enable_progress_bars = console.is_terminal
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":  # the files under Ray's session keep everything
+            handler.setLevel(logging.WARNING)
+    for name in ("ray.train", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -154,9 +154,7 @@ def batches(part: Slice, columns: Sequence[str] | None) -> Iterator[Batch]:
         yield _batch(frames, numbers, bad)
 
 
-def _batch(
-    frames: list[pl.DataFrame], numbers: list[int], bad: list[tuple[int, str]]
-) -> Batch:
+def _batch(frames: list[pl.DataFrame], numbers: list[int], bad: list[tuple[int, str]]) -> Batch:
     rows = pl.concat(frames, how="diagonal")
     empty = rows.select(pl.when(pl.all() != "").then(pl.all()))
     return Batch(empty, pl.Series("row", numbers, dtype=pl.Int64), tuple(bad))

@@ -170,7 +170,7 @@ def _contents(
             "source": source.model_dump(
                 mode="json", exclude={"path", "max_rejected_fraction", "complete_until"}
             ),
-            "columns": plan.table_of(part[0]).schema.names,
+            "columns": str(plan.table_of(part[0]).schema),
             "buckets": plan.buckets,
             "secret": secret_check(plan.secret),
             "files": sorted(hashes[part]),
@@ -271,11 +271,12 @@ def _check(
         most = source.max_rejected_fraction
         if broken and (len(files) == 1 or len(broken) > most * len(files)):
             raise UserError(f"{broken[0].file.path}: {broken[0].unreadable}")
+        read = [s for s in mine if s.unreadable is None]
         unknown = [m for m in final if m.part[0] == name and m.first is not None]
-        rows_in = sum(s.rows_in for s in mine)
-        rejected = sum(sum(s.reasons.values()) for s in mine) + sum(m.unknown for m in unknown)
+        rows_in = sum(s.rows_in for s in read)
+        rejected = sum(sum(s.reasons.values()) for s in read) + sum(m.unknown for m in unknown)
         if rejected > most * rows_in:
-            first = [(s.file.name, *s.first) for s in mine if s.first is not None]
+            first = [(s.file.name, *s.first) for s in read if s.first is not None]
             first += [(*m.first, UNKNOWN_USER) for m in unknown if m.first is not None]
             file, row, reason = min(first)
             raise UserError(
@@ -295,14 +296,18 @@ def _account(
 
     Rows in are counted as they are read, accepted and rejected ones in the files written.
     """
+    read: dict[Part, list[Staged]] = defaultdict(list)
+    wrote: dict[Part, list[Merged]] = defaultdict(list)
+    for s in staged:
+        read[s.file.source, s.file.period].append(s)
+    for m in final:
+        wrote[m.part].append(m)
     counts = {}
     for part, content in contents.items():
         if _content(before, part) == content:
             counts[part] = before[part][1]
             continue
-        mine = [s for s in staged if (s.file.source, s.file.period) == part]
-        made = [m for m in final if m.part == part]
-        own = plan.table_of(part[0]).name
+        mine, made, own = read[part], wrote[part], plan.table_of(part[0]).name
         reasons = sum((Counter(s.reasons) for s in mine), Counter[str]())
         reasons[UNKNOWN_USER] += sum(m.unknown for m in made)
         counts[part] = Count(

@@ -31,6 +31,8 @@ def over(units: Sequence[U], job: Callable[[U], R], title: str) -> list[R]:
     rows = [{"at": at, "unit": pickle.dumps(unit)} for at, unit in enumerate(units)]
     work = ray.data.from_items(rows, override_num_blocks=len(rows))
     work.set_name(title)
+    # Ray Data would hold tasks back until it knows how large their results are: they are tiny
+    work.context.op_resource_reservation_enabled = False
     found = sorted(work.map(task).take_all(), key=lambda row: int(row["at"]))
     results = [pickle.loads(row["done"]) for row in found]
     for result in results:

@@ -19,7 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from models.data.schema import UserError
 from ray_jobs.market.block import simulate_block
 from ray_jobs.market.tables import SCHEMAS, block_tables
-from ray_jobs.market.world import WORLD_VERSION, SimulateConfig, world_sha256
+from ray_jobs.market.world import (
+    CURRENCY,
+    TIMEZONE,
+    WORLD_VERSION,
+    SimulateConfig,
+    world_sha256,
+)
 from ray_jobs.progress import console, say
 from ray_jobs.storage import filesystem, put
 
@@ -126,5 +132,6 @@ def _identity(config: SimulateConfig) -> dict[str, Any]:
 
 def _describe(config: SimulateConfig, out: str, counts: dict[str, int] | None) -> None:
     """Write the manifest; `counts` are null until every part is written."""
-    content = json.dumps({**_identity(config), "counts": counts}, indent=2, sort_keys=True)
-    put(content.encode(), f"{out}/{MANIFEST}")
+    units = {"timezone": TIMEZONE, "currency": CURRENCY}
+    content = {**_identity(config), **units, "counts": counts}
+    put(json.dumps(content, indent=2, sort_keys=True).encode(), f"{out}/{MANIFEST}")

@@ -199,7 +199,12 @@ def _stage_batch(
     file = part.file
     table = plan.table_of(file.source)
     roots = dict.fromkeys(root for column in mapped for root in column.roots)
-    absent = [pl.lit(None, dtype=pl.String).alias(r) for r in roots if r not in batch.rows.columns]
+    height = batch.rows.height
+    absent = [
+        pl.repeat(None, height, dtype=pl.String, eager=True).alias(root)
+        for root in roots
+        if root not in batch.rows.columns
+    ]
     cleaner = Cleaner(
         name=file.source,
         source=plan.sources[file.source],

@@ -36,7 +36,7 @@ WEIGHTS = "network.safetensors"
 STATE = "loop.pt"
 HISTORY = "epochs.json"
 SELECT_ROWS = 256
-SHUFFLED_ROWS = 4096  # of the local shuffle buffer
+SHUFFLED_ROWS = 4096  # shuffled together; a multiple of any sensible batch
 STEPS_A_REPORT = 5
 
 
@@ -165,29 +165,30 @@ class _Loader:
         self.first_rank = context.get_world_rank() == 0
 
     def fit(self, epoch: int) -> Any:
-        """Shuffled batches of the fit role."""
+        """Batches of the fit role, users in another order every epoch.
+
+        A user's rows stay together: the same texts stand in several of them, and a batch encodes
+        each text once.
+        """
         shard = ray.train.get_dataset_shard("fit")
-        tables = shard.iter_batches(
-            batch_size=self.config.train.loop.batch_rows,
-            batch_format="pyarrow",
-            local_shuffle_buffer_size=SHUFFLED_ROWS,
-            local_shuffle_seed=self.config.seed + epoch,
-        )
         total = self.steps * self.config.train.loop.epochs
-        for step, table in enumerate(tables):
-            if self.first_rank and step % STEPS_A_REPORT == 0:
-                self.board.at.remote(epoch * self.steps + step, total)
-            yield self._batch(table)
+        size, step = self.config.train.loop.batch_rows, epoch * self.steps
+        order = pl.col("user_key").hash(self.config.seed + epoch)
+        for table in shard.iter_batches(batch_size=SHUFFLED_ROWS, batch_format="pyarrow"):
+            frame = _frame(table).sort(order, maintain_order=True)
+            for start in range(0, frame.height, size):
+                if self.first_rank and step % STEPS_A_REPORT == 0:
+                    self.board.at.remote(step, total)
+                step += 1
+                yield self._batch(frame.slice(start, size))
 
     def select(self, epoch: int) -> Any:
         """Batches of the select role, the same at every epoch."""
         shard = ray.train.get_dataset_shard("select")
         for table in shard.iter_batches(batch_size=SELECT_ROWS, batch_format="pyarrow"):
-            yield self._batch(table)
+            yield self._batch(_frame(table))
 
-    def _batch(self, table: pa.Table) -> Batch:
-        frame = pl.from_arrow(table)
-        assert isinstance(frame, pl.DataFrame)
+    def _batch(self, frame: pl.DataFrame) -> Batch:
         labels = [f"y_{name}" for name in self.config.tasks]
         return make_batch(
             self.snapshot.features(frame),
@@ -196,6 +197,12 @@ class _Loader:
             self.config.features.max_tokens,
             labels,
         )
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def _report(epoch: Epoch, loop: Loop, history: list[dict[str, Any]], board: Any) -> None:

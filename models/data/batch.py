@@ -153,11 +153,11 @@ def make_batch(
 
 
 def _float(values: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    return torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
 
 
 def _codes(values: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
+    return torch.from_numpy(np.array(values, dtype=np.int64, order="C"))
 
 
 def _scaled(

@@ -79,9 +79,7 @@ def evaluate(mapped: Mapped, rows: pl.DataFrame) -> tuple[pl.Series, pl.Series |
     """
     frame, reason = rows, None
     if mapped.numbers:
-        cast = [
-            pl.col(c).str.strip_chars().cast(pl.Float64, strict=False) for c in mapped.numbers
-        ]
+        cast = [pl.col(c).str.strip_chars().cast(pl.Float64, strict=False) for c in mapped.numbers]
         frame = rows.with_columns(cast)
         reason = rows.select(
             pl.coalesce(

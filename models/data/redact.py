@@ -43,7 +43,5 @@ def redact(texts: pl.Series) -> pl.Series:
     for token, pattern in PATTERNS:
         cleaned = cleaned.str.replace_all(pattern, token)
     pairs = pl.DataFrame({"text": suspects, "cleaned": cleaned})
-    joined = pl.DataFrame({"text": texts}).join(
-        pairs, on="text", how="left", maintain_order="left"
-    )
+    joined = pl.DataFrame({"text": texts}).join(pairs, on="text", how="left", maintain_order="left")
     return joined.select(pl.coalesce("cleaned", "text")).to_series().alias(texts.name)

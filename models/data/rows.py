@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from models.data.schema import UserError
-from models.data.tasks import Split, Task, check_complete, outcomes
+from models.data.tasks import ROLES, Split, Task, check_complete, midnight, outcomes
 
 ROW_TYPE = pl.UInt32
 TIME = pl.Datetime("us", "UTC")
@@ -15,34 +15,33 @@ TIME = pl.Datetime("us", "UTC")
 def training_rows(events: pl.DataFrame, labels: pl.DataFrame | None, split: Split) -> pl.DataFrame:
     """(row, user_key, as_of, role, proposed_amount, proposed_category), by user and time.
 
-    By schedule: everyone with an event before a month start. By labels: each labelled user and
-    time, with the transaction that the label is about, if any.
+    By schedule: everyone with an event before a month start, labelled or not. By labels: each
+    labelled user and time. Either way with the transaction that a label is about, if any.
     """
+    proposed = _proposals(labels)
     if split.schedule == "month":
         starts = pl.DataFrame(
             split.month_starts(), schema={"role": pl.String, "as_of": TIME}, orient="row"
         )
         first = events.group_by("user_key").agg(first=pl.col("event_time").min())
         rows = first.join(starts, how="cross").filter(pl.col("first") < pl.col("as_of"))
-        rows = rows.select(
-            "user_key",
-            "as_of",
-            "role",
-            proposed_amount=pl.lit(None, pl.Float64),
-            proposed_category=pl.lit(None, pl.String),
-        )
+        rows = rows.join(proposed, on=["user_key", "as_of"], how="left")
     else:
-        assert labels is not None
-        rows = (
-            labels.group_by("user_key", "as_of")
-            .agg(pl.col("proposed_amount").max(), pl.col("proposed_category").max())
-            .with_columns(
-                pl.col("proposed_amount").cast(pl.Float64), role=split.role_of(pl.col("as_of"))
-            )
-            .filter(pl.col("role").is_not_null())
-            .select("user_key", "as_of", "role", "proposed_amount", "proposed_category")
-        )
-    return number(rows.sort("user_key", "as_of"))
+        rows = proposed.with_columns(role=split.role_of(pl.col("as_of")))
+        rows = rows.filter(pl.col("role").is_not_null())
+    columns = ("user_key", "as_of", "role", "proposed_amount", "proposed_category")
+    return number(rows.select(columns).sort("user_key", "as_of"))
+
+
+def _proposals(labels: pl.DataFrame | None) -> pl.DataFrame:
+    """(user_key, as_of, proposed_amount float64, proposed_category): once a labelled time."""
+    if labels is None:
+        schema = {"user_key": pl.Int64, "as_of": TIME}
+        proposed = {"proposed_amount": pl.Float64, "proposed_category": pl.String}
+        return pl.DataFrame(schema=schema | proposed)
+    return labels.group_by("user_key", "as_of").agg(
+        pl.col("proposed_amount").max().cast(pl.Float64), pl.col("proposed_category").max()
+    )
 
 
 def number(rows: pl.DataFrame) -> pl.DataFrame:
@@ -99,11 +98,18 @@ def only_eligible(frame: pl.DataFrame, tasks: Mapping[str, Task]) -> pl.DataFram
 
 
 def check_dates(split: Split, tasks: Mapping[str, Task], complete_until: datetime | None) -> None:
-    """Refuse roles that overlap, and as-of times whose outcomes cannot be complete yet."""
+    """Refuse roles that overlap, and as-of times whose outcomes cannot be complete yet.
+
+    Of a schedule by labels, the last day of each role stands for all its as-of times.
+    """
     split.check(tasks)
     window = max(
         (task.window for task in tasks.values() if task.expression is not None),
         default=timedelta(0),
     )
-    for role, as_of in split.month_starts():
+    if split.schedule == "month":
+        times = split.month_starts()
+    else:
+        times = [(role, midnight(split.period(role).last)) for role in ROLES]
+    for role, as_of in times:
         check_complete(as_of, window, complete_until, f"split.{role}: as-of")

@@ -135,19 +135,21 @@ def label_expression(name: str, task: Task, schema: Mapping[str, pl.DataType]) -
     except pl.exceptions.PolarsError as error:
         line = str(error).splitlines()[0]
         raise UserError(f"tasks.{name}.expression {task.expression!r}: {line}") from error
-    if probe.height != 1:
+    kind = probe.schema["value"]
+    if probe.height != 1 or not (kind.is_numeric() or kind == pl.Boolean):
         raise UserError(
             f"tasks.{name}.expression {task.expression!r}: must be an aggregate of the events "
             "in the outcome window, such as COUNT(*) or SUM(amount)"
         )
-    return expression.cast(pl.Float64).fill_null(0.0)
+    return expression.cast(pl.Float64).fill_nan(0.0).fill_null(0.0)
 
 
 def outcomes(rows: pl.DataFrame, events: pl.DataFrame, tasks: Mapping[str, Task]) -> pl.DataFrame:
     """Labels by expression of each row: (`row`, one float64 column `y_<task>` a task).
 
     Columns used: `rows` (row, user_key, as_of), `events` of the canonical table. A row without
-    an event in its outcome window gets the expression's value over nothing: 0.
+    an event in its outcome window gets the expression's value over nothing: 0 of counts and
+    sums, 1 of `COUNT(*) = 0`.
     """
     result = rows.select("row")
     for name, task in tasks.items():
@@ -167,5 +169,6 @@ def outcomes(rows: pl.DataFrame, events: pl.DataFrame, tasks: Mapping[str, Task]
             .collect()
         )
         result = result.join(inside, on="row", how="left", maintain_order="left")
-        result = result.with_columns(pl.col(f"y_{name}").fill_null(0.0))
+        nothing = events.clear().select(expression.alias("value"))["value"].item()
+        result = result.with_columns(pl.col(f"y_{name}").fill_null(nothing))
     return result

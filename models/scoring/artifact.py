@@ -19,7 +19,7 @@ from typing import Literal, cast
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from models.data.batch import Tokenizer
 from models.data.features import FeatureConfig
@@ -79,7 +79,7 @@ def save(folder: Path, spec: ModelSpec, network: Network, tokenizer: Tokenizer) 
         weights = {name: value.contiguous() for name, value in network.state_dict().items()}
         save_file(weights, staged / WEIGHTS)
         network.text.encoder.config.save_pretrained(staged / "encoder")
-        cast(PreTrainedTokenizerBase, tokenizer).save_pretrained(str(staged / "tokenizer"))
+        _save_tokenizer(cast(PreTrainedTokenizerFast, tokenizer), staged / "tokenizer")
         hashes = {str(p.relative_to(staged)): _sha256(p) for p in _files(staged)}
         (staged / MANIFEST).write_bytes(_manifest(hashes))
         final = folder / sha256(staged)[:16]
@@ -133,6 +133,13 @@ def verify(folder: Path) -> None:
 def sha256(folder: Path) -> str:
     """The hash that names a model: that of its manifest."""
     return _sha256(folder / MANIFEST)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Without the length that the last call cut texts to, which would be part of the hash."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(str(folder))
 
 
 def _manifest(hashes: dict[str, str]) -> bytes:

@@ -36,7 +36,6 @@ PATIENCE = 50  # rounds without a better select loss
 INVERSE_PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)  # alpha of the ridge regression
 MAX_TERMS = 50_000
-LOWEST_RATE = 1e-6  # of a constant: a logit is finite
 MOSTLY = 0.5
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 # Chinese and Japanese are written without spaces: there a character is a token, elsewhere a word.
@@ -86,7 +85,7 @@ def fit_baselines(
     matrices["constant"] = {role: np.empty((frames[role].height, 0)) for role in ROLES}
     predictions: dict[str, dict[str, FloatArray]] = {}
     for name, task in tasks.items():
-        labels = {role: _labels(frames[role], name) for role in ROLES}
+        labels = {role: _labels(frames[role], name, task) for role in ROLES}
         reason = _not_learnable(labels)
         if reason:
             notes.append(f"tasks.{name}: no baselines, {reason}")
@@ -125,8 +124,6 @@ def _predict(
     """Fit on the known rows of fit and select, calibrate, predict every test row."""
     known = {role: np.flatnonzero(np.isfinite(y)) for role, y in labels.items()}
     y = {role: labels[role][known[role]] for role in ROLES}
-    if task.kind == "amount":
-        y = {role: np.maximum(values, 0.0) for role, values in y.items()}
     fitted = fitter(
         x["fit"][known["fit"]], y["fit"], x["select"][known["select"]], y["select"], seed
     )
@@ -143,9 +140,10 @@ def _predict(
     return fit_binary(held_out, y["calibrate"], seed=seed).apply(test)
 
 
-def _labels(frame: pl.DataFrame, task: str) -> FloatArray:
-    """(N,) labels, NaN where unknown."""
-    return np.asarray(frame[f"y_{task}"].cast(pl.Float64).to_numpy(), dtype=np.float64)
+def _labels(frame: pl.DataFrame, name: str, task: Task) -> FloatArray:
+    """(N,) labels, NaN where unknown; a net refund is no negative purchase."""
+    y = np.asarray(frame[f"y_{name}"].cast(pl.Float64).to_numpy(), dtype=np.float64)
+    return np.maximum(y, 0.0) if task.kind == "amount" else y
 
 
 def _two_values(y: FloatArray) -> bool:
@@ -202,7 +200,11 @@ def _tfidf(frames: Mapping[Role, pl.DataFrame]) -> dict[Role, csr_matrix] | str:
         fitted = vectorizer.fit_transform(joined["fit"].to_list())
     except ValueError:  # the only way it fails on strings: nothing is left after pruning
         return "no term occurs in two texts of the fit role"
-    others = {role: vectorizer.transform(joined[role].to_list()) for role in ROLES[1:]}
+    nothing = csr_matrix((0, fitted.shape[1]))  # scikit-learn refuses an empty list
+    others = {
+        role: vectorizer.transform(joined[role].to_list()) if len(joined[role]) else nothing
+        for role in ROLES[1:]
+    }
     return {"fit": fitted, **others}
 
 
@@ -277,7 +279,7 @@ def _ridge(x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int
 def _constant_logit(
     x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int
 ) -> Predict:
-    value = float(logit(np.clip(y.mean(), LOWEST_RATE, 1 - LOWEST_RATE)))
+    value = float(logit(y.mean()))
     return lambda rows: np.full(rows.shape[0], value)
 
 

@@ -176,7 +176,7 @@ def _times(
     at_night = rng.random(len(user)) < _sigmoid(e.night_logit + tilt)
     clock = rng.random(len(user))
     # By day a triangle between 06:00 and 24:00 that peaks in the evening.
-    peak = 0.75
+    peak = e.evening_peak
     rising = np.sqrt(clock * peak)
     falling = 1 - np.sqrt((1 - clock) * (1 - peak))
     by_day = NIGHT_HOURS + (24 - NIGHT_HOURS) * np.where(clock < peak, rising, falling)
@@ -256,7 +256,7 @@ def _payments(
     failed = rng.random(len(user)) < fail
     late = rng.random(len(user)) < _sigmoid(e.late_logit + e.late_stress * stress)
     utility = e.sellers + rng.integers(0, UTILITIES, size=len(bill))
-    amount = np.concatenate([bill_amount * _spread(rng, len(bill), 0.4), part.amount / 3])
+    amount = np.concatenate([bill_amount * _spread(rng, len(bill), e.bill_sigma), part.amount / 3])
     return _log(
         user=user,
         time=_times(rng, people, month, missed, user),
@@ -277,14 +277,14 @@ def _wallet(rng: np.random.Generator, people: People, month: Month, missed: Floa
     pair = _counts(rng, np.full(people.size, e.wallet_pair_rate), missed)
     topup_first = rng.random(len(pair)) < people.topup_first[pair]
     first = _times(rng, people, month, missed, pair)
-    gap = ((3 + 37 * rng.random(len(pair))) * MINUTE).astype(np.int64)
+    gap = (rng.uniform(*e.wallet_gap_min, size=len(pair)) * MINUTE).astype(np.int64)
     # A pair stays within its month: late on the last day it is moved to before midnight.
     end = month.start + (len(month.days) - 1) * DAY - OFFSET
     first = np.minimum(first, end - gap - 1)
     topup, cash_out = KIND["topup"], KIND["cash_out"]
     alone = _counts(rng, np.full(people.size, 2 * e.wallet_single_rate), missed)
     user = np.concatenate([pair, pair, alone])
-    value = price(people)[user] * _spread(rng, len(user), 0.5)
+    value = price(people)[user] * _spread(rng, len(user), e.wallet_sigma)
     kind = np.concatenate(
         [
             np.where(topup_first, topup, cash_out),
@@ -328,7 +328,7 @@ def _texts(
     kinds = draw_kinds(rng, people.trouble[user, month.number])
     category, item = _products(rng, people, user)
     to_support = np.isin(kinds, [TEXT_KINDS.index(k) for k in _SUPPORT_KINDS])
-    to_support ^= rng.random(len(user)) < 0.1
+    to_support ^= rng.random(len(user)) < WORLD.texts.misdirected_share
     sentences = np.empty(len(user), dtype=object)
     sentences[:] = compose(words, kinds, category, people.chinese[user])
     return _log(

@@ -78,6 +78,7 @@ def observe(
     spent_30, spent_90 = (count(of("buy") & w, seen.amount) for w in (month, quarter))
     floor = WORLD.events.amount_median
     income_later = people.income_changed < as_of
+    at_night, at_all = WORLD.default.night_prior
     night = (seen.time + OFFSET) % DAY < NIGHT_HOURS * HOUR
     tied_known, tied_share = tied_outcomes(ties, outcomes, n, as_of)
     shop_rate, price, variance = spend_habit(seen, people, months, as_of)
@@ -89,7 +90,7 @@ def observe(
         late_90=count(of("pay_late") & quarter),
         trend=np.log((spent_30 + floor) / (spent_90 / 3 + floor)),
         tenure_days=(as_of - people.joined) / DAY,
-        night_share=(count(night & quarter) + 1) / (count(quarter) + 8),
+        night_share=(count(night & quarter) + at_night) / (count(quarter) + at_all),
         income=np.where(income_later, people.income_later, people.income_first),
         usual_amount=_median(seen, n),
         new_sellers_30=_new_sellers(seen, n, month),

@@ -23,9 +23,6 @@ AGE_BANDS = ((18, "18-24"), (25, "25-34"), (35, "35-44"), (45, "45-54"), (55, "5
 CHANNELS = ("app", "web", "mini_program", "partner")
 CITY_TIERS = ("tier1", "tier2", "tier3", "tier4")
 HOUSING = ("own", "rent", "family")
-_CHANNEL_MIX = (0.55, 0.2, 0.15, 0.1)
-_TIER_MIX = (0.2, 0.3, 0.3, 0.2)
-_HOUSING_MIX = (0.35, 0.45, 0.2)
 DEVICE, ADDRESS, REFERRAL = 0, 1, 2
 TIE_KINDS = ("device", "address", "referral")
 
@@ -106,8 +103,8 @@ def draw_people(config: SimulateConfig, block: int, rng: np.random.Generator) ->
     changes = rng.random(n) < p.income_change_share
     change_span = np.maximum(starts[-1] - np.maximum(joined, starts[0]), 1)
     changed_at = np.maximum(joined, starts[0]) + 1 + (rng.random(n) * change_span).astype(np.int64)
-    later = income + 0.25 * rng.normal(size=n)
-    tastes = rng.dirichlet(np.full(len(CATEGORIES), 0.6), size=n)
+    later = income + p.income_change_sigma * rng.normal(size=n)
+    tastes = rng.dirichlet(np.full(len(CATEGORIES), p.taste_concentration), size=n)
     return People(
         first=first,
         shop_rate=shop_rate,
@@ -115,18 +112,18 @@ def draw_people(config: SimulateConfig, block: int, rng: np.random.Generator) ->
         income_first=np.round(np.exp(income), -1),
         income_later=np.round(np.exp(later), -1),
         income_changed=np.where(changes, changed_at, NEVER),
-        age=np.clip(18 + rng.gamma(2.2, 8.0, size=n), 18, 85).astype(np.int64),
+        age=np.clip(18 + rng.gamma(p.age_shape, p.age_scale, size=n), 18, 85).astype(np.int64),
         sex=rng.integers(0, len(SEXES), size=n),
-        channel=_pick(rng, n, _CHANNEL_MIX),
-        city_tier=_pick(rng, n, _TIER_MIX),
-        housing=_pick(rng, n, _HOUSING_MIX),
+        channel=_pick(rng, n, p.channel_mix),
+        city_tier=_pick(rng, n, p.city_tier_mix),
+        housing=_pick(rng, n, p.housing_mix),
         chinese=_chinese(config, rng, n),
         thrift=rng.normal(size=n),
         honesty=honesty,
         stress=stress,
         trouble=trouble,
         activity=shop_rate * rng.gamma(e.activity_shape, 1 / e.activity_shape, size=n),
-        topup_first=rng.beta(0.5, 0.5, size=n),
+        topup_first=rng.beta(p.order_habit, p.order_habit, size=n),
         tastes=np.cumsum(tastes, axis=1),
         sellers=rng.integers(0, e.sellers, size=(n, e.known_sellers)),
         ring=_rings(rng, n),
@@ -149,7 +146,9 @@ def draw_ties(config: SimulateConfig, people: People, rng: np.random.Generator) 
     shared_since = both_joined + _delay(rng, n, p.tie_delay_days)
     shared = (users[shares], mate[shares], shared_since[shares])
     member = np.flatnonzero(people.ring >= 0)
-    ring_since = np.maximum(people.joined[member], start) + _delay(rng, len(member), 60.0)
+    ring_since = np.maximum(people.joined[member], start) + _delay(
+        rng, len(member), p.ring_delay_days
+    )
     ringed = (member, n + people.ring[member], ring_since)
     device = [np.concatenate(parts) for parts in zip(own, shared, ringed, strict=True)]
     household = (users, _households(rng, people.group), people.joined)
@@ -165,7 +164,7 @@ def draw_ties(config: SimulateConfig, people: People, rng: np.random.Generator) 
         user=np.concatenate([part[0] for part in kinds]),
         kind=np.repeat([DEVICE, ADDRESS, REFERRAL], sizes),
         other=np.concatenate([part[1] for part in kinds]),
-        weight=1.0 + rng.poisson(4.0, size=total).astype(np.float64),
+        weight=1.0 + rng.poisson(p.tie_weight, size=total).astype(np.float64),
         since=np.concatenate([part[2] for part in kinds]),
     )
 
@@ -236,7 +235,7 @@ def _households(rng: np.random.Generator, group: Ints) -> Ints:
     household[order] = np.repeat(np.arange(len(group)), sizes)[: len(group)]
     # A household never spans two groups: number the pairs of both.
     pair = household * (int(group.max()) + 1) + group
-    return np.unique(pair, return_inverse=True)[1].astype(np.int64)
+    return np.asarray(np.unique(pair, return_inverse=True)[1], dtype=np.int64)
 
 
 def _delay(rng: np.random.Generator, n: int, days: float) -> Ints:

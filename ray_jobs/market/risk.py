@@ -29,9 +29,9 @@ class Proposals:
 
 
 def _asked(facts: Facts, proposals: Proposals) -> Floats:
-    """Log ratio of the proposed to the usual amount, within [−1, 2]; 0 where none is proposed."""
+    """Log ratio of the proposed to the usual amount, cut to a range; 0 where none is proposed."""
     amount = np.where(proposals.made, proposals.amount, facts.usual_amount)
-    return np.asarray(np.clip(np.log(amount / facts.usual_amount), -1.0, 2.0))
+    return np.asarray(np.clip(np.log(amount / facts.usual_amount), *WORLD.proposal.log_ratio_range))
 
 
 def default_terms(facts: Facts, proposals: Proposals) -> dict[str, Floats]:

@@ -19,8 +19,8 @@ _T = TypeVar("_T")
 TEXT_KINDS = (
     "hardship", "denied", "bystander", "satisfied", "complaint", "intent", "refusal", "neutral",
 )  # fmt: skip
-POLARITY = np.array([1.0, -1.0, 0.0, -0.5, 0.0, 0.0, 0.0, 0.0])
-INTENT = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, -1.0, 0.0])
+POLARITY = np.array(WORLD.texts.polarity)
+INTENT = np.array(WORLD.texts.intent)
 MIN_WORDS, MAX_WORDS = 8, 18
 _SLOT = re.compile(r"\{(\w+)\}")
 _PARTICLES = ("啊", "哦", "嗯", "呢", "哈", "唉")

@@ -89,14 +89,24 @@ class PeopleParams:
     income_median: float = 8000.0  # CNY a month
     income_sigma: float = 0.5
     income_change_share: float = 0.08
+    income_change_sigma: float = 0.25
+    age_shape: float = 2.2  # gamma, years above 18
+    age_scale: float = 8.0
+    channel_mix: tuple[float, ...] = (0.55, 0.2, 0.15, 0.1)
+    city_tier_mix: tuple[float, ...] = (0.2, 0.3, 0.3, 0.2)
+    housing_mix: tuple[float, ...] = (0.35, 0.45, 0.2)
+    taste_concentration: float = 0.6  # Dirichlet over categories
+    order_habit: float = 0.5  # beta(h, h): how often the topup of a pair comes first
     referral_share: float = 0.65
     referral_in_group: float = 0.85
     device_shared_share: float = 0.30
     household_max: int = 4
     tie_delay_days: float = 40.0
+    tie_weight: float = 4.0
     ring_every: int = 200  # one fraud ring to so many users
     ring_min: int = 5
     ring_max: int = 9
+    ring_delay_days: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +119,13 @@ class EventParams:
     text_rate: float = 0.6
     bill_rate: float = 0.75
     bill_to_price: float = 0.5  # of a bill's median to that of the user's buys
+    bill_sigma: float = 0.4
     instalment_share: float = 0.30
     instalment_max: int = 4  # buys of a month that are paid in instalments, at most
     wallet_pair_rate: float = 0.50  # a topup and a cash_out within minutes, in either order
     wallet_single_rate: float = 0.12
+    wallet_gap_min: tuple[float, float] = (3.0, 40.0)
+    wallet_sigma: float = 0.5
     refund_share: float = 0.05
     fail_logit: float = -2.5
     fail_stress: float = 1.15
@@ -124,6 +137,7 @@ class EventParams:
     night_logit: float = -2.3
     night_stress: float = 0.65
     night_ring: float = 0.8
+    evening_peak: float = 0.75  # of the waking day, where activity is highest
     weekday: tuple[float, ...] = (0.9, 0.9, 0.9, 0.95, 1.1, 1.3, 1.2)  # Monday first
     items: int = 500
     item_zipf: float = 1.05
@@ -146,6 +160,9 @@ class TextParams:
     hardship_logit: float = -0.25
     hardship_trouble: float = 2.0
     other_mix: tuple[float, ...] = (0.30, 0.18, 0.22, 0.12, 0.18)
+    polarity: tuple[float, ...] = (1.0, -1.0, 0.0, -0.5, 0.0, 0.0, 0.0, 0.0)  # by kind of text
+    intent: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, -1.0, 0.0)
+    misdirected_share: float = 0.1  # reviews sent to support, and the other way round
     chinese_share: float = 0.5  # of users, when the language is mixed
     typo_share: float = 0.25
     filler_share: float = 0.7
@@ -163,6 +180,7 @@ class DefaultParams:
     trend: float = 0.4
     tenure: float = -0.25
     night: float = 5.0
+    night_prior: tuple[float, float] = (1.0, 8.0)  # events at night, of all, added to the count
     income: float = -0.8
     text: float = 1.15
     text_half_life_days: float = 75.0
@@ -173,12 +191,12 @@ class DefaultParams:
     device: float = 0.95
     hardship_overspend: float = 0.8
     proposed: float = 0.7
-    mean_tabular: float = 0.0
-    mean_overspend: float = 0.0
-    mean_text: float = 0.0
-    mean_hardship: float = 0.0
+    mean_tabular: float = 0.467
+    mean_overspend: float = 0.155
+    mean_text: float = -0.151
+    mean_hardship: float = 0.205
     mean_order: float = 0.0
-    mean_social: float = 0.0
+    mean_social: float = 0.605
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +208,8 @@ class FraudParams:
     proposed: float = 0.9
     new_sellers: float = 0.6
     night: float = 5.0
-    mean_tabular: float = 0.0
-    mean_social: float = 0.0
+    mean_tabular: float = 0.98
+    mean_social: float = 0.463
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +219,8 @@ class SpendParams:
     intent: float = 0.8
     intent_half_life_days: float = 45.0
     texts: int = 3
-    mean_factor: float = 1.0
-    mean_price: float = 200.0
+    mean_factor: float = 1.067
+    mean_price: float = 196.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +228,7 @@ class ProposalParams:
     share: float = 0.5
     log_ratio_mean: float = 0.3  # of the amount to the user's median buy
     log_ratio_sigma: float = 0.9
+    log_ratio_range: tuple[float, float] = (-1.0, 2.0)  # what a risk sees of it
 
 
 @dataclass(frozen=True, kw_only=True)

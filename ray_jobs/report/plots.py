@@ -53,7 +53,8 @@ def pr_plot(contenders: Sequence[BinaryContender], key: str) -> Markup:
         figure = new_figure()
         axes = figure.subplots()
         axes.axhline(base, color=MUTED, linewidth=0.9, linestyle=(0, (1, 3)))
-        _curves(axes, [(c.name, c.scores.pr_auc, c.pr) for c in contenders], "upper right")
+        corner: Corner = "upper right" if base < 0.5 else "lower right"
+        _curves(axes, [(c.name, c.scores.pr_auc, c.pr) for c in contenders], corner)
         axes.set(xlabel="recall", ylabel="precision")
         _unit_square(axes)
         alt = f"Precision-recall curves; base rate {percent(base)}. Average precision: {areas}."

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -71,7 +72,9 @@ def to_svg(figure: Figure, key: str, alt: str) -> Markup:
     The same figure gives the same bytes.
     """
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": key}):
+    with mpl.rc_context({"svg.hashsalt": key}), warnings.catch_warnings():
+        # the browser draws the text, and has fonts for any script
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     drawing = buffer.getvalue()
     box = re.search(r'viewBox="[^"]*"', drawing)

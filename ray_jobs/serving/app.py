@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ray import serve
@@ -62,7 +63,7 @@ class Endpoint:
         self._social = SocialLookup(settings.graph) if settings.graph else None
         self._scorer = settings.load(settings.model)
         # What is set up on first use is set up now, and a model that cannot score never serves.
-        self._score_together([api.ScoreRequest(user_id="warm-up")])
+        self._score_together([_warm_up()])
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         spec, options = self._scorer.spec, self._options
@@ -111,6 +112,20 @@ class Endpoint:
             requests, secret=self._secret, terms=self._terms, social=social
         )
         return self._scorer.score(history, rows).to_dicts()
+
+
+def _warm_up() -> api.ScoreRequest:
+    """A request that goes every way through the model."""
+    now = datetime.now(UTC)
+    event = {"event_id": 1, "event_time": now - timedelta(days=1), "event_type": "warm-up"}
+    return api.ScoreRequest.model_validate(
+        {
+            "user_id": "warm-up",
+            "as_of": now,
+            "events": ({**event, "amount": 1, "text": "warm-up"},),
+            "proposed": {"amount": 1},
+        }
+    )
 
 
 def build(

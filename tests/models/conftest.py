@@ -1,7 +1,7 @@
 """A small marketplace, its features and a tiny trained model, shared by the tests of `models`."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from models.data.batch import Batch, Tokenizer, make_batch
@@ -43,7 +45,8 @@ def one_thread() -> Iterator[None]:
     """Small matrices lose more than they win by threads, and runs are the same to the bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(before)
 
 
@@ -87,7 +90,9 @@ def history(user_keys: list[int]) -> History:
     for i, key in enumerate(user_keys[:-1]):
         risky = i % 3 == 0
         for n in range(int(rng.integers(4, 40))):
-            kind = str(rng.choice(TYPES, p=(0.3, 0.2, 0.3, 0.2) if risky else (0.4, 0.35, 0.05, 0.2)))
+            kind = str(
+                rng.choice(TYPES, p=(0.3, 0.2, 0.3, 0.2) if risky else (0.4, 0.35, 0.05, 0.2))
+            )
             at = start + timedelta(minutes=int(rng.integers(0, 166 * 1440)))
             words = " ".join(rng.choice(WORDS, int(rng.integers(1, 9))))
             events.append(
@@ -116,7 +121,9 @@ def history(user_keys: list[int]) -> History:
         "amount": pl.Float64,
         "text": pl.String,
     }
-    frame = pl.DataFrame(events, schema=schema).with_columns(pl.col("amount").cast(pl.Decimal(18, 4)))
+    frame = pl.DataFrame(events, schema=schema).with_columns(
+        pl.col("amount").cast(pl.Decimal(18, 4))
+    )
     return History(recent=frame, profiles=_profiles(user_keys), social=_ties(user_keys))
 
 
@@ -145,7 +152,9 @@ def _ties(user_keys: list[int]) -> pl.DataFrame:
         schema={
             "user_key": pl.Int64,
             "graph_date": TIME,
-            **{f"device_{m}": pl.Float64 for m in ("nodes", "shared", "max_shared", "known", "bad")},
+            **{
+                f"device_{m}": pl.Float64 for m in ("nodes", "shared", "max_shared", "known", "bad")
+            },
         },
         orient="row",
     )
@@ -266,9 +275,19 @@ def batch(make_batches: Callable[[int], list[Batch]]) -> Batch:
 
 
 @pytest.fixture(scope="session")
-def trained(
-    make_network: NetworkMaker, make_batches: Callable[[int], list[Batch]]
-) -> Network:
+def take() -> Callable[[Batch, Sequence[int]], Batch]:
+    """Some rows of a batch, in any order."""
+
+    def rows_of(batch: Batch, rows: Sequence[int]) -> Batch:
+        index = torch.tensor(rows, dtype=torch.int64)
+        values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        return replace(batch, **{k: v[index] for k, v in values.items() if isinstance(v, Tensor)})
+
+    return rows_of
+
+
+@pytest.fixture(scope="session")
+def trained(make_network: NetworkMaker, make_batches: Callable[[int], list[Batch]]) -> Network:
     """A few epochs on the small marketplace: enough that every modality matters a little."""
     network = make_network()
     batches = make_batches(32)

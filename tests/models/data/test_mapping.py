@@ -82,7 +82,7 @@ def test_the_nearest_column_is_named() -> None:
 
 
 def test_types_that_do_not_fit_are_refused_at_once() -> None:
-    with pytest.raises(UserError, match="f.csv: columns.user_id"):
+    with pytest.raises(UserError, match=r"f\.csv: columns\.user_id"):
         mapped("s * x")
 
 

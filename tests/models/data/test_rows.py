@@ -1,0 +1,193 @@
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import polars as pl
+import pytest
+
+from models.data.features import FeatureConfig, features
+from models.data.history import History, view
+from models.data.rows import (
+    check_dates,
+    label_columns,
+    number,
+    only_eligible,
+    rows_as_of,
+    training_rows,
+)
+from models.data.schema import LABELS, UserError, empty
+from models.data.tasks import Split, Task
+from models.data.vocabulary import Vocabulary
+
+Make = Callable[..., pl.DataFrame]
+
+DAY, TICK = timedelta(days=1), timedelta(microseconds=1)
+BINARY = Task(kind="binary")
+COUNT = Task(kind="amount", expression="COUNT(*)")
+
+
+def on(month: int, day: int = 1, **more: int) -> datetime:
+    return datetime(2024, month, day, **more, tzinfo=UTC)
+
+
+def split_by(schedule: str, last: str = "2024-07-31") -> Split:
+    """fit: January and February; select: April; calibrate: June; test: July."""
+    return Split.model_validate(
+        {
+            "schedule": schedule,
+            "fit": {"first": "2024-01-01", "last": "2024-02-01"},
+            "select": {"first": "2024-04-01", "last": "2024-04-01"},
+            "calibrate": {"first": "2024-06-01", "last": "2024-06-01"},
+            "test": {"first": "2024-07-01", "last": last},
+        }
+    )
+
+
+def test_by_schedule_everyone_with_an_event_before_a_month_start(make_events: Make) -> None:
+    log = [(2, on(1) - TICK), (2, on(3)), (1, on(4)), (1, on(5)), (3, on(7) - TICK), (4, on(7))]
+    events = make_events({"user_key": user, "event_time": t} for user, t in log)
+    rows = training_rows(events, None, split_by("month"))
+    expected = [
+        (1, on(6), "calibrate"),
+        (1, on(7), "test"),
+        *((2, on(m), "fit") for m in (1, 2)),
+        (2, on(4), "select"),
+        (2, on(6), "calibrate"),
+        (2, on(7), "test"),
+        (3, on(7), "test"),
+    ]
+    assert rows.select("user_key", "as_of", "role").rows() == expected
+    assert rows["row"].to_list() == list(range(len(expected)))
+    assert rows.select("proposed_amount", "proposed_category").null_count().row(0) == (8, 8)
+
+
+def test_by_labels_each_labelled_user_and_time(make_labels: Make, make_events: Make) -> None:
+    """Once for two tasks; with its own time; not outside the roles."""
+    proposed = {"proposed_amount": Decimal("12.5"), "proposed_category": "x"}
+    labels = make_labels(
+        [
+            {"as_of": on(7, 3, hour=9), "value": 1.0, **proposed},
+            {"as_of": on(7, 3, hour=9), "value": 0.0, "task": "fraud"},
+            {"as_of": on(1), "value": 0.0, "user_key": 2},
+            {"as_of": on(3), "value": 1.0, "user_key": 2},
+            {"as_of": on(8), "value": 1.0, "user_key": 3},
+        ]
+    )
+    expected = [
+        (0, 1, on(7, 3, hour=9), "test", 12.5, "x"),
+        (1, 2, on(1), "fit", None, None),
+    ]
+    events = make_events([])
+    for order in (labels, labels.reverse()):
+        assert training_rows(events, order, split_by("labels")).rows() == expected
+
+
+@pytest.mark.parametrize("schedule", ["month", "labels"])
+def test_no_rows_have_the_columns_of_rows(make_events: Make, schedule: str) -> None:
+    rows = training_rows(make_events([]), empty(LABELS), split_by(schedule))
+    assert rows.is_empty()
+    assert rows.schema == {
+        "row": pl.UInt32,
+        "user_key": pl.Int64,
+        "as_of": pl.Datetime("us", "UTC"),
+        "role": pl.String,
+        "proposed_amount": pl.Float64,
+        "proposed_category": pl.String,
+    }
+
+
+def test_users_as_of_one_time_in_order_of_their_keys() -> None:
+    rows = rows_as_of(pl.Series([5, -3, 5, 7]), on(5))
+    assert rows.rows() == [(0, -3, on(5)), (1, 5, on(5)), (2, 7, on(5))]
+    assert rows_as_of(pl.Series([], dtype=pl.Int64), on(5)).schema == rows.schema
+    assert number(rows.drop("row")).equals(rows)
+
+
+def test_labels_of_both_kinds_lie_beside_their_rows(
+    make_events: Make, make_labels: Make, make_rows: Make
+) -> None:
+    labels = make_labels(
+        [
+            {"as_of": on(5), "value": 1.0},
+            {"as_of": on(5), "value": 0.0, "user_key": 2},
+            {"as_of": on(6), "value": 0.0},
+            {"as_of": on(5), "value": 7.0, "task": "other"},
+            {"as_of": on(5), "value": 1.0, "user_key": 99},  # nobody's row
+        ]
+    )
+    events = make_events([{"event_time": on(5)}, {"event_time": on(5, 2)}])
+    rows = make_rows([(2, on(5)), (1, on(6)), (1, on(5)), (3, on(5))])
+    tasks = {"default": BINARY, "n": COUNT, "fraud": BINARY}
+    found = label_columns(rows, events, labels, tasks)
+    assert found.columns == ["row", "y_default", "y_n", "y_fraud"]
+    assert found["y_default"].to_list() == [0.0, 0.0, 1.0, None]
+    assert found["y_n"].to_list() == [0.0, 0.0, 2.0, 0.0]
+    assert found["y_fraud"].to_list() == [None] * 4
+    assert label_columns(rows[:0], events, labels, tasks).schema == found.schema
+
+
+def test_a_task_without_expression_needs_labels(make_events: Make, make_rows: Make) -> None:
+    with pytest.raises(UserError, match=r"tasks\.fraud: has no expression"):
+        label_columns(make_rows([(1, on(5))]), make_events([]), None, {"fraud": BINARY})
+
+
+def test_eligible_is_a_condition_over_the_features(make_events: Make, make_rows: Make) -> None:
+    log = [(1, 2), (1, 40), (2, 50), (3, 3)]
+    events = make_events({"user_key": u, "event_time": on(5) - n * DAY} for u, n in log)
+    rows, config = make_rows([(user, on(5)) for user in (1, 2, 3, 4)]), FeatureConfig()
+    seen = view(History(events), rows, config.history)
+    frame = features(seen, Vocabulary(event_types=("buy",)), config).frame
+    labelled = frame.with_columns(y_a=pl.lit(1.0), y_b=pl.lit(0.0))
+    tasks = {
+        "a": Task(kind="binary", eligible="n_buy_30d > 0 AND n_lifetime > 1"),
+        "b": Task(kind="binary", eligible="recency_d >= 3"),
+    }
+    found = only_eligible(labelled, tasks)
+    assert found["y_a"].to_list() == [1.0, None, None, None]
+    assert found["y_b"].to_list() == [None, 0.0, 0.0, None]  # unknown is not eligible
+    assert found.drop("y_a", "y_b").equals(frame)
+    assert only_eligible(labelled, {"a": BINARY}).equals(labelled)
+    assert only_eligible(labelled[:0], tasks).height == 0
+
+
+@pytest.mark.parametrize("condition", ["income > 5", "n >", "name", "n > 'many'", ""])
+def test_a_condition_that_is_none_is_refused_in_one_line(condition: str) -> None:
+    frame = pl.DataFrame({"n": [1.0], "name": ["x"], "y_t": [1.0]})
+    with pytest.raises(UserError) as refused:
+        only_eligible(frame, {"t": Task(kind="binary", eligible=condition)})
+    assert str(refused.value).startswith(f"tasks.t.eligible {condition!r}: ")
+    assert "\n" not in str(refused.value)
+
+
+def test_dates_within_the_watermark_pass() -> None:
+    for schedule in ("month", "labels"):
+        check_dates(split_by(schedule, "2024-07-01"), {"n": COUNT}, on(7, 31))
+        check_dates(split_by(schedule), {"n": COUNT}, None)
+        check_dates(split_by(schedule), {"default": BINARY}, on(8))  # its labels have matured
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last", "complete_until", "what"),
+    [
+        ("month", "2024-07-01", on(7, 31) - TICK, "as-of 2024-07-01: its outcome window"),
+        ("labels", "2024-07-01", on(7, 31) - TICK, "as-of 2024-07-01: its outcome window"),
+        ("labels", "2024-07-15", on(8, 1), "as-of 2024-07-15: its outcome window"),
+        ("month", "2024-08-01", on(8, 1), "as-of 2024-08-01: its outcome window"),
+    ],
+)
+def test_dates_beyond_the_watermark_are_refused(
+    schedule: str, last: str, complete_until: datetime, what: str
+) -> None:
+    with pytest.raises(UserError, match=f"split.test: {what}"):
+        check_dates(split_by(schedule, last), {"n": COUNT}, complete_until)
+
+
+def test_an_as_of_beyond_the_watermark_is_refused_for_label_rows_too() -> None:
+    with pytest.raises(UserError, match="2024-07-01 lies after complete_until 2024-06-30"):
+        check_dates(split_by("month"), {"default": BINARY}, on(6, 30))
+
+
+def test_roles_that_overlap_are_refused() -> None:
+    quarter = Task(kind="binary", window=timedelta(days=90))
+    with pytest.raises(UserError, match=r"split\.select\.first 2024-04-01: must lie at least"):
+        check_dates(split_by("month"), {"default": quarter}, None)

@@ -1,0 +1,271 @@
+"""The training loop: it learns, stops, resumes to the bit, and says where a loss went wrong."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from models.data.batch import Batch
+from models.data.schema import UserError
+from models.nets.fit import Epoch, FitConfig, Loop, autocast
+from models.nets.network import Network
+
+CPU = torch.device("cpu")
+Make = Callable[..., Network]
+
+
+@pytest.fixture(scope="module")
+def batches(make_batches: Callable[[int], list[Batch]]) -> list[Batch]:
+    return make_batches(24)
+
+
+def ignore(epoch: Epoch, loop: Loop) -> None:
+    pass
+
+
+def fitted(
+    network: Network, config: FitConfig, fit: list[Batch], select: list[Batch] | None = None
+) -> tuple[Loop, list[Epoch]]:
+    loop, epochs = Loop(network, config, len(fit), CPU), []
+    chosen = fit if select is None else select
+    loop.run(lambda _: fit, lambda _: chosen, lambda epoch, _: epochs.append(epoch))
+    return loop, epochs
+
+
+def test_the_loss_falls_on_what_can_be_learned(make_network: Make, batches: list[Batch]) -> None:
+    config = FitConfig(epochs=8, learning_rate=5e-3, precision="fp32")
+    loop, epochs = fitted(make_network(), config, batches)
+    assert [e.epoch for e in epochs] == list(range(8))
+    assert epochs[-1].train_loss < 0.75 * epochs[0].train_loss
+    assert epochs[-1].select_loss < 0.75 * epochs[0].select_loss
+    assert loop.best_loss == min(e.select_loss for e in epochs)
+    assert all(e.rows_per_s > 0 and e.seconds > 0 for e in epochs)
+    assert json.loads(json.dumps(epochs[0].to_dict()))["epoch"] == 0
+
+
+def test_an_epochs_loss_is_the_weighted_mean_over_rows_with_a_label(
+    make_network: Make, batches: list[Batch]
+) -> None:
+    """Batches of unequal size and unequal numbers of labels; the rate too small to move."""
+    network = make_network()
+    config = FitConfig(epochs=1, learning_rate=1e-12, text_learning_rate=1e-12, precision="fp32")
+    uneven = [
+        batches[0],
+        replace(batches[1], labels_BK=batches[1].labels_BK * math.nan),
+        *batches[2:],
+    ]
+    _, (epoch,) = fitted(network, config, uneven)
+    with torch.no_grad():
+        sums, counts = sum(
+            (network.heads.loss(network(b).tasks, b.labels_BK) for b in uneven), torch.zeros(2, 3)
+        )
+    weights = torch.tensor([1.0, 0.5, 0.5])
+    expected = float((weights * sums / counts).sum())
+    assert epoch.select_loss == pytest.approx(expected, rel=1e-5)
+    assert epoch.train_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_it_stops_when_the_select_loss_no_longer_falls(
+    make_network: Make, batches: list[Batch]
+) -> None:
+    """The select role says the opposite of the fit role, so learning makes it worse."""
+    opposite = [replace(b, labels_BK=1 - b.labels_BK.clamp(max=1)) for b in batches]
+    config = FitConfig(epochs=40, learning_rate=5e-3, patience=3, precision="fp32")
+    loop, epochs = fitted(make_network(), config, batches, opposite)
+    losses = [e.select_loss for e in epochs]
+    best = losses.index(min(losses))
+    assert len(epochs) == best + 1 + 3 < 40
+    assert [e.best for e in epochs][best:] == [True, False, False, False]
+    assert loop.stale == 3
+    before = len(epochs)
+    loop.run(lambda _: batches, lambda _: batches, lambda epoch, _: epochs.append(epoch))
+    assert len(epochs) == before  # a run that has stopped stays so
+
+
+def test_a_resumed_run_ends_with_the_same_parameters(
+    make_network: Make, batches: list[Batch], tmp_path: Path
+) -> None:
+    config = FitConfig(epochs=4, learning_rate=3e-3, patience=9, precision="fp32")
+    whole, epochs = fitted(make_network(), config, batches)
+
+    class KilledError(Exception):
+        pass
+
+    def killed_after_two(epoch: Epoch, loop: Loop) -> None:
+        if epoch.epoch == 1:
+            torch.save((loop.network.state_dict(), loop.state()), tmp_path / "state.pt")
+            raise KilledError
+
+    cut = Loop(make_network(), config, len(batches), CPU)
+    with pytest.raises(KilledError):
+        cut.run(lambda _: batches, lambda _: batches, killed_after_two)
+
+    # the weights of another seed, so that only what was kept can make the runs equal
+    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed = Loop(make_network(99), config, len(batches), CPU)
+    resumed.network.load_state_dict(weights)
+    resumed.resume(state)
+    rest: list[Epoch] = []
+    resumed.run(lambda _: batches, lambda _: batches, lambda epoch, _: rest.append(epoch))
+    assert [e.epoch for e in rest] == [2, 3]
+    assert [e.select_loss for e in rest] == [e.select_loss for e in epochs[2:]]
+    assert resumed.best_loss == whole.best_loss
+    expected = whole.network.state_dict()
+    for name, value in resumed.network.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def poisoned(network: Network, batches: list[Batch], step: int) -> Iterator[Batch]:
+    for k, batch in enumerate(batches):
+        if k == step:
+            with torch.no_grad():
+                network.tabular.wide.bias.fill_(math.nan)
+        yield batch
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_step(
+    make_network: Make, batches: list[Batch]
+) -> None:
+    network = make_network()
+    loop = Loop(network, FitConfig(precision="fp32"), len(batches), CPU)
+
+    def fit(epoch: int) -> Iterator[Batch]:
+        return poisoned(network, batches, step=2 if epoch == 1 else -1)
+
+    with pytest.raises(UserError, match=r"epoch 1, step 2: the loss is nan; lower .*rate"):
+        loop.run(fit, lambda _: batches, ignore)
+    assert loop.next_epoch == 1
+
+
+def test_a_select_loss_that_is_not_finite_is_never_reported(
+    make_network: Make, batches: list[Batch]
+) -> None:
+    network, reported = make_network(), list[Epoch]()
+    loop = Loop(network, FitConfig(precision="fp32"), len(batches), CPU)
+    with pytest.raises(UserError, match=r"epoch 0: the select loss is nan"):
+        loop.run(
+            lambda _: batches,
+            lambda _: poisoned(network, batches, step=0),
+            lambda epoch, _: reported.append(epoch),
+        )
+    assert reported == []
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.95])
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (2, 4), (5, 7)])
+def test_the_learning_rates_rise_and_end_at_zero(
+    make_network: Make, warmup: float, epochs: int, steps: int
+) -> None:
+    config = FitConfig(epochs=epochs, warmup=warmup, learning_rate=1e-2, text_learning_rate=1e-3)
+    loop = Loop(make_network(), config, steps, CPU)
+    rates = []
+    for _ in range(epochs * steps):
+        rates.append(loop.schedule.get_last_lr())
+        loop.optimizer.step()
+        loop.schedule.step()
+    assert loop.schedule.get_last_lr() == pytest.approx([0.0] * len(rates[0]), abs=1e-12)
+    shares = [rate[0] / 1e-3 for rate in rates]  # the encoder comes first
+    assert all(0 < share <= 1 for share in shares)
+    peak = shares.index(max(shares))
+    assert shares[:peak] == sorted(shares[:peak])
+    assert shares[peak:] == sorted(shares[peak:], reverse=True)
+    assert peak <= math.ceil(warmup * epochs * steps)
+
+
+def test_a_step_beyond_the_promised_number_changes_nothing(
+    make_network: Make, batches: list[Batch]
+) -> None:
+    """An epoch may hold a batch more than was announced; the rate is then zero, not back up."""
+    loop = Loop(make_network(), FitConfig(epochs=1, precision="fp32"), 2, CPU)
+    seen = {}
+
+    def fit(epoch: int) -> Iterator[Batch]:
+        for step, batch in enumerate(batches[:4]):
+            seen[step] = loop.network.tabular.wide.weight.detach().clone()
+            yield batch
+
+    loop.run(fit, lambda _: batches[:1], ignore)
+    assert not torch.equal(seen[1], seen[2])
+    assert torch.equal(seen[2], seen[3])
+
+
+def test_groups_hold_each_trainable_parameter_once(make_network: Make) -> None:
+    network = make_network()
+    config = FitConfig(learning_rate=1e-2, text_learning_rate=1e-3, weight_decay=0.3)
+    groups = Loop(network, config, 1, CPU).optimizer.param_groups
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+    encoder = {id(p) for p in network.text.encoder.parameters()}
+    for group in groups:
+        assert {group["initial_lr"] == 1e-3} == {id(p) in encoder for p in group["params"]}
+        assert {group["weight_decay"] == 0.3} == {p.dim() > 1 for p in group["params"]}
+
+
+def test_frozen_layers_keep_their_weights(make_network: Make, batches: list[Batch]) -> None:
+    network = make_network()
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    fitted(network, FitConfig(epochs=1, learning_rate=5e-3, precision="fp32"), batches)
+    for name, parameter in network.named_parameters():
+        assert parameter.requires_grad != torch.equal(parameter, before[name]), name
+
+
+def test_half_precision_trains_too(make_network: Make, batches: list[Batch]) -> None:
+    losses = [
+        fitted(make_network(), FitConfig(epochs=2, precision=precision), batches)[1][-1]
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[1].select_loss == pytest.approx(losses[0].select_loss, rel=0.05)
+    assert losses[1].select_loss != losses[0].select_loss
+
+
+def test_full_precision_is_kept_when_asked_for() -> None:
+    one = torch.ones(2, 2)
+    with autocast("fp32", CPU)():
+        assert (one @ one).dtype == torch.float32
+    with autocast("bf16", CPU)():
+        assert (one @ one).dtype == torch.bfloat16
+
+
+def test_one_rank_of_a_distributed_run_trains_as_a_single_process(
+    make_network: Make, batches: list[Batch], tmp_path: Path
+) -> None:
+    """Rows without texts, events, ties or labels too: DDP fails on a gradient that is missing."""
+    bare = replace(
+        batches[0],
+        type_BS=torch.zeros_like(batches[0].type_BS),
+        text_BT=torch.full_like(batches[0].text_BT, -1),
+        texts=replace(batches[0].texts, tokens=(), masks=(), strings=()),
+        tied_B=torch.zeros_like(batches[0].tied_B),
+        labels_BK=torch.full_like(batches[0].labels_BK, math.nan),
+    )
+    rows = [batches[0], bare, batches[1]]
+    config = FitConfig(epochs=2, precision="fp32")
+    alone, epochs = fitted(make_network(), config, rows)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        model = DistributedDataParallel(make_network())
+        loop, own = Loop(model, config, len(rows), CPU), list[Epoch]()
+        loop.run(lambda _: rows, lambda _: rows, lambda epoch, _: own.append(epoch))
+    finally:
+        distributed.destroy_process_group()
+    assert [e.select_loss for e in own] == pytest.approx([e.select_loss for e in epochs], rel=1e-5)
+    for name, value in loop.network.state_dict().items():
+        assert torch.allclose(value, alone.network.state_dict()[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"epochs": 0}, {"learning_rate": 0}, {"warmup": 1.0}, {"precision": "fp8"}, {"lr": 1e-3}],
+)
+def test_an_impossible_configuration_is_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        FitConfig.model_validate(bad)

@@ -1,0 +1,46 @@
+"""Masked pooling: what is not there has no say."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.nets.pooling import AttentionPool, masked_softmax
+
+MASKS = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=0, max_size=6)
+
+
+@given(MASKS, st.integers(0, 10_000))
+def test_weights_sum_to_one_over_the_known_and_are_zero_elsewhere(
+    masks: list[list[bool]], seed: int
+) -> None:
+    known_BN = torch.tensor(masks, dtype=torch.bool).reshape(-1, 5)
+    generator = torch.Generator().manual_seed(seed)
+    score_BN = torch.randn(known_BN.shape, generator=generator) * 50
+    weight_BN = masked_softmax(score_BN, known_BN)
+    assert torch.isfinite(weight_BN).all()
+    assert (weight_BN[~known_BN] == 0).all()
+    assert torch.allclose(weight_BN.sum(1), known_BN.any(1).float(), atol=1e-6)
+
+
+def test_half_precision_scores_are_normalised_in_full() -> None:
+    score_BN = torch.zeros(1, 1000, dtype=torch.bfloat16)
+    weight_BN = masked_softmax(score_BN, torch.ones(1, 1000, dtype=torch.bool))
+    assert weight_BN.dtype == torch.float32
+    assert abs(float(weight_BN.sum()) - 1) < 1e-5
+
+
+@given(MASKS)
+def test_steps_that_are_not_known_do_not_move_the_pool(masks: list[list[bool]]) -> None:
+    torch.manual_seed(0)
+    pool = AttentionPool(8)
+    known_BN = torch.tensor(masks, dtype=torch.bool).reshape(-1, 5)
+    steps_BND = torch.randn(len(known_BN), 5, 8)
+    other_BND = torch.where(known_BN.unsqueeze(-1), steps_BND, torch.full_like(steps_BND, 99.0))
+    with torch.no_grad():
+        assert torch.allclose(pool(steps_BND, known_BN), pool(other_BND, known_BN), atol=1e-6)
+
+
+def test_a_row_with_nothing_pools_to_the_bias() -> None:
+    pool = AttentionPool(8)
+    pooled_BD = pool(torch.randn(3, 5, 8), torch.zeros(3, 5, dtype=torch.bool))
+    assert torch.equal(pooled_BD, pool.out.bias.expand(3, 8))

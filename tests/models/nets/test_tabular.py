@@ -1,0 +1,71 @@
+"""The tabular tower: values, flags of what is missing, categories."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.data.batch import Batch
+from models.nets.tabular import TabularTower
+
+WIDTH = 16
+
+
+def tower_for(batch: Batch, levels: Sequence[int] = (3, 1)) -> TabularTower:
+    torch.manual_seed(4)
+    return TabularTower(batch.tabular_BF.shape[1], levels, WIDTH, dropout=0.5).eval()
+
+
+def vectors(tower: TabularTower, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = tower(batch)[0]
+    return result
+
+
+def test_it_is_known_for_everyone(batch: Batch) -> None:
+    vectors_BD, known_B = tower_for(batch)(batch)
+    assert vectors_BD.shape == (len(batch), WIDTH)
+    assert known_B.dtype == torch.bool and known_B.all()
+
+
+@pytest.mark.parametrize("field", ["tabular_BF", "missing_BF"])
+def test_every_column_and_every_missing_flag_matters(batch: Batch, field: str) -> None:
+    tower = tower_for(batch)
+    plain = vectors(tower, batch)
+    for column in range(batch.tabular_BF.shape[1]):
+        values = getattr(batch, field).clone()
+        values[:, column] += 1.0
+        changed = vectors(tower, replace(batch, **{field: values}))
+        assert ((plain - changed).abs().amax(1) > 1e-4).all(), column
+
+
+def test_categories_matter_and_an_unseen_one_has_its_own_place(batch: Batch) -> None:
+    tower = tower_for(batch)
+    regions = [
+        vectors(tower, replace(batch, categorical_BC=torch.full_like(batch.categorical_BC, 0)))
+    ]
+    for region in (1, 2, 3):
+        codes = torch.zeros_like(batch.categorical_BC)
+        codes[:, 0] = region
+        regions.append(vectors(tower, replace(batch, categorical_BC=codes)))
+    assert torch.pdist(torch.stack([r[0] for r in regions])).min() > 1e-3
+
+
+def test_without_categorical_columns(batch: Batch) -> None:
+    plain = replace(batch, categorical_BC=batch.categorical_BC[:, :0])
+    assert vectors(tower_for(plain, ()), plain).shape == (len(batch), WIDTH)
+
+
+def test_dropout_acts_in_training_only(batch: Batch) -> None:
+    tower = tower_for(batch)
+    assert torch.equal(vectors(tower, batch), vectors(tower, batch))
+    assert not torch.equal(vectors(tower.train(), batch), vectors(tower, batch))
+
+
+def test_empty_and_single_rows(batch: Batch, take: Callable[[Batch, Sequence[int]], Batch]) -> None:
+    tower = tower_for(batch)
+    assert vectors(tower, take(batch, [])).shape == (0, WIDTH)
+    alone = torch.cat([vectors(tower, take(batch, [row])) for row in range(len(batch))])
+    assert torch.allclose(alone, vectors(tower, batch), atol=1e-5)

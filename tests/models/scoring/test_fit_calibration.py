@@ -1,0 +1,128 @@
+"""Calibrators of a network: each task's own rows, clear words when a task has too few."""
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import polars as pl
+import pytest
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from models.data.batch import Tokenizer
+from models.data.features import FeatureConfig, Features
+from models.data.schema import UserError
+from models.data.stats import Stats
+from models.data.tasks import Task
+from models.nets.network import Network
+from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
+from models.scoring.fit_calibration import REPLICATES, calibrators_of
+from models.scoring.predict import Predictor
+
+TASKS = {"default": Task(kind="binary"), "spend": Task(kind="amount")}
+ROWS = 400
+
+
+class Fixed:
+    """A predictor whose raw values are given."""
+
+    def __init__(self, raw: dict[str, NDArray[np.float64]]) -> None:
+        self._raw = raw
+
+    def raw(self, features: Features) -> dict[str, NDArray[np.float64]]:
+        return self._raw
+
+
+def world(**labels: list[float | None]) -> tuple[Predictor, Features]:
+    """Logits that are one too high, amounts that are half of what is spent."""
+    rng = np.random.default_rng(11)
+    logit, amount = rng.normal(-1, 1, ROWS), rng.lognormal(3, 0.5, ROWS)
+    frame = pl.DataFrame(
+        {
+            "y_default": (rng.random(ROWS) < expit(logit - 1)).astype(float),
+            "y_spend": 2 * amount * rng.binomial(1, 0.7, ROWS) / 0.7,
+        }
+    ).with_columns(**{f"y_{n}": pl.Series(v, dtype=pl.Float64) for n, v in labels.items()})
+    features = Features(frame, tabular=(), categorical=(), social=())
+    return cast(Predictor, Fixed({"default": logit, "spend": amount})), features
+
+
+def test_the_calibrated_mean_is_the_mean_of_the_labels() -> None:
+    predictor, rows = world()
+    calibrators, replicates = calibrators_of(predictor, rows, TASKS, seed=1)
+    raw, y = predictor.raw(rows), rows.frame
+    default, spend = calibrators["default"], calibrators["spend"]
+    assert isinstance(default, BinaryCalibrator) and isinstance(spend, AmountCalibrator)
+    assert default.apply(raw["default"]).mean() == pytest.approx(y["y_default"].mean(), abs=1e-4)
+    assert spend.apply(raw["spend"]).sum() == pytest.approx(y["y_spend"].sum(), rel=1e-6)
+    assert set(replicates) == {"default"}
+    assert len(replicates["default"]) == REPLICATES
+    spread = np.std([one.apply([-1.0])[0] for one in replicates["default"]])
+    assert 0 < spread < 0.1
+
+
+def test_rows_without_a_label_have_no_part_in_it() -> None:
+    predictor, rows = world()
+    known = np.arange(ROWS) % 3 > 0
+    gaps = rows.frame.with_columns(pl.when(pl.Series(known)).then(pl.all()).name.keep())
+    some = Features(gaps, (), (), ())
+    raw = {name: values[known] for name, values in predictor.raw(rows).items()}
+    only = cast(Predictor, Fixed(raw)), Features(rows.frame.filter(known), (), (), ())
+    assert calibrators_of(predictor, some, TASKS, 1) == calibrators_of(*only, TASKS, 1)
+
+
+def test_the_seed_alone_decides() -> None:
+    predictor, rows = world()
+    one, same, other = (calibrators_of(predictor, rows, TASKS, seed) for seed in (1, 1, 2))
+    assert one == same
+    assert one[1] != other[1]
+
+
+def test_a_net_refund_counts_as_nothing_spent() -> None:
+    refunds: list[float | None] = [0.0, 50.0, -500.0, 20.0] * (ROWS // 4)
+    nothing = [max(v, 0.0) for v in refunds if v is not None]
+    found = [
+        calibrators_of(*world(spend=labels), {"spend": TASKS["spend"]}, 1)
+        for labels in (refunds, list[float | None](nothing))
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "said"),
+    [
+        ("default", None, r"tasks\.default: role calibrate: .*no rows"),
+        ("default", 0.0, r"tasks\.default: role calibrate: .*all 400 labels are 0"),
+        ("spend", None, r"tasks\.spend: role calibrate: .*no rows"),
+    ],
+)
+def test_a_task_that_cannot_be_calibrated_is_named(
+    task: str, label: float | None, said: str
+) -> None:
+    predictor, rows = world(**{task: [label] * ROWS})
+    with pytest.raises(UserError, match=said) as refused:
+        calibrators_of(predictor, rows, TASKS, seed=1)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_empty_role_is_named(
+    make_network: Callable[..., Network],
+    stats: Stats,
+    tokenizer: Tokenizer,
+    feature_config: FeatureConfig,
+    known: Features,
+    tasks: dict[str, Task],
+) -> None:
+    predictor = Predictor(make_network(), stats, tokenizer, feature_config.max_tokens)
+    none = Features(known.frame.head(0), known.tabular, known.categorical, known.social)
+    with pytest.raises(UserError, match=r"tasks\.default: role calibrate: .*no rows"):
+        calibrators_of(predictor, none, tasks, seed=1)
+
+
+def test_one_row_of_a_class_still_gives_a_finite_interval() -> None:
+    rare: list[float | None] = [1.0] + [0.0] * (ROWS - 1)
+    calibrators, replicates = calibrators_of(*world(default=rare), TASKS, seed=1)
+    assert 0 < calibrators["default"].apply([0.0])[0] < 1
+    # samples that drew no positive are left out
+    assert 0 < len(replicates["default"]) < REPLICATES
+    assert all(np.isfinite(one.apply([0.0])).all() for one in replicates["default"])

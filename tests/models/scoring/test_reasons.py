@@ -1,0 +1,177 @@
+"""Reason codes: every column stands behind one, what is ignored has none."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.data.batch import Tokenizer
+from models.data.features import FeatureConfig, Features, tabular_columns
+from models.data.stats import Stats
+from models.data.vocabulary import Vocabulary
+from models.nets.fusion import MODALITIES
+from models.nets.network import Network
+from models.scoring.predict import Encoded, Predictor
+from models.scoring.reasons import (
+    GENERAL,
+    LEAST_EFFECT,
+    MODALITY_REASONS,
+    MOST,
+    TYPE,
+    Reason,
+    effects,
+    reasons_of,
+    top_reasons,
+)
+
+# event types that look like parts of the columns' own names among them
+NAMES = st.sampled_from(
+    ["order", "order_item", "item", "n", "sum", "30d", "d", "lifetime", "amount", "median", "1h"]
+) | st.text("ab_.\n款 ", min_size=1, max_size=4)
+VOCABULARIES = st.builds(
+    Vocabulary,
+    event_types=st.lists(NAMES, min_size=1, max_size=6, unique=True).map(tuple),
+    numeric=st.sampled_from([(), ("income",), ("income", "age")]),
+)
+
+
+@given(VOCABULARIES)
+def test_every_tabular_column_stands_behind_exactly_one_reason(vocabulary: Vocabulary) -> None:
+    reasons = reasons_of(vocabulary)
+    covered = sorted(column for reason in reasons for column in reason.columns)
+    assert covered == list(range(len(tabular_columns(vocabulary))))
+    codes = [reason.code for reason in reasons]
+    assert len(set(codes)) == len(codes)
+    assert [r.code for r in reasons if not r.columns] == list(MODALITY_REASONS)
+
+
+@given(VOCABULARIES)
+def test_an_event_types_columns_are_its_own_whatever_its_name(vocabulary: Vocabulary) -> None:
+    columns = tabular_columns(vocabulary)
+    by_code = {r.code: {columns[k] for k in r.columns} for r in reasons_of(vocabulary)}
+    for name in vocabulary.event_types:
+        windows = {f"{m}_{name}_{w}" for m in ("n", "sum") for w in ("30d", "90d", "365d")}
+        trends = {f"trend_n_{name}", f"trend_sum_{name}", f"recency_{name}_d"}
+        assert by_code[f"event:{name}"] == windows | trends
+    known = {*GENERAL, *MODALITY_REASONS, *(f"event:{n}" for n in vocabulary.event_types)}
+    assert set(by_code) <= known
+    assert ("profile" in by_code) == bool(vocabulary.numeric)
+
+
+def test_general_columns_are_where_a_reader_looks_for_them() -> None:
+    vocabulary = Vocabulary(event_types=("pay",), numeric=("income",))
+    columns = tabular_columns(vocabulary)
+    of = {columns[k]: r.code for r in reasons_of(vocabulary) for k in r.columns}
+    expected = {
+        "n_7d": "activity",
+        "categories_30d": "activity",
+        "n_lifetime": "activity",
+        "sum_1h": "amounts",
+        "max_365d": "amounts",
+        "amount_median": "amounts",
+        "night_90d": "night",
+        "trend_n": "trend",
+        "recency_d": "recency",
+        "tenure_d": "recency",
+        "proposed_to_median": "proposed",
+        "income": "profile",
+        "trend_sum_pay": "event:pay",
+        "recency_pay_d": "event:pay",
+    }
+    assert {column: of[column] for column in expected} == expected
+
+
+@pytest.fixture
+def predictor(
+    make_network: Callable[..., Network],
+    stats: Stats,
+    tokenizer: Tokenizer,
+    feature_config: FeatureConfig,
+) -> Predictor:
+    return Predictor(make_network(), stats, tokenizer, feature_config.max_tokens)
+
+
+def encoded(predictor: Predictor, known: Features) -> Encoded:
+    (one,) = predictor.encode(known)
+    return one
+
+
+def ignore_columns(network: Network, columns: tuple[int, ...]) -> None:
+    """Cut the columns, and the flags of their being missing, off the tabular tower."""
+    width = len(network.tabular.wide.weight[0])
+    total = (width - 16) // 2  # two embedded categories of 8 beside values and flags
+    first = network.tabular.deep[0]
+    assert isinstance(first, torch.nn.Linear)
+    with torch.no_grad():
+        for k in columns:
+            for weight in (network.tabular.wide.weight, first.weight):
+                weight[:, [k, total + k]] = 0.0
+
+
+def test_columns_that_the_network_ignores_have_no_effect(
+    predictor: Predictor, known: Features, vocabulary: Vocabulary
+) -> None:
+    reasons = reasons_of(vocabulary)
+    ignored = next(r for r in reasons if r.code == "event:late")
+    ignore_columns(predictor.network, ignored.columns)
+    effect_BR = effects(predictor, encoded(predictor, known), "default", reasons)
+    assert effect_BR.shape == (known.frame.height, len(reasons))
+    k = reasons.index(ignored)
+    assert np.abs(effect_BR[:, k]).max() < 1e-6
+    assert (np.abs(np.delete(effect_BR, k, axis=1)).max(axis=0) > 1e-5).all()
+
+
+def test_a_modality_that_is_not_there_has_no_effect(
+    predictor: Predictor, known: Features, vocabulary: Vocabulary
+) -> None:
+    reasons = reasons_of(vocabulary)
+    one = encoded(predictor, known)
+    effect_BR = effects(predictor, one, "default", reasons)
+    for k, reason in enumerate(reasons[:3]):
+        there_B = one.known_BM[:, MODALITIES.index(reason.code)].numpy()
+        assert np.abs(effect_BR[~there_B, k]).max(initial=0.0) < 1e-6
+        assert (np.abs(effect_BR[there_B, k]) > 0).any(), reason.code
+
+
+def test_an_effect_is_what_the_real_inputs_add_to_the_log_odds(
+    predictor: Predictor, known: Features
+) -> None:
+    one = encoded(predictor, known)
+    fuse = predictor.network.fuse
+    without_BM = one.known_BM.clone()
+    without_BM[:, MODALITIES.index("text")] = False
+    with torch.inference_mode():
+        rise_B = fuse(one.vectors_BMD, one.known_BM).tasks["fraud"]
+        rise_B = rise_B - fuse(one.vectors_BMD, without_BM).tasks["fraud"]
+    effect_BR = effects(predictor, one, "fraud", (Reason("text", "What the user wrote"),))
+    assert np.allclose(effect_BR[:, 0], rise_B.numpy(), atol=1e-6)
+    assert effect_BR.min() < 0 < effect_BR.max()
+
+
+def test_looking_for_reasons_leaves_the_inputs_as_they_were(
+    predictor: Predictor, known: Features, vocabulary: Vocabulary
+) -> None:
+    one = encoded(predictor, known)
+    kept = one.vectors_BMD.clone(), one.known_BM.clone(), one.batch.tabular_BF.clone()
+    effects(predictor, one, "default", reasons_of(vocabulary))
+    now = one.vectors_BMD, one.known_BM, one.batch.tabular_BF
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+
+
+@given(st.lists(st.lists(st.floats(-3, 3), min_size=6, max_size=6), max_size=5))
+def test_the_largest_effects_come_first_and_small_ones_not_at_all(
+    rows: list[list[float]],
+) -> None:
+    reasons = tuple(Reason(f"code{k}", f"text {k}") for k in range(6))
+    found = top_reasons(np.array(rows).reshape(-1, 6), reasons)
+    assert found.dtype.inner == TYPE  # type: ignore[attr-defined]  # of a list
+    assert len(found) == len(rows)
+    for row, given_reasons in zip(rows, found.to_list(), strict=True):
+        wanted = sorted((e for e in row if e >= LEAST_EFFECT), reverse=True)[:MOST]
+        assert [g["effect"] for g in given_reasons] == wanted
+        for g in given_reasons:
+            k = int(g["code"].removeprefix("code"))
+            assert (row[k], g["text"]) == (g["effect"], f"text {k}")
