@@ -1,11 +1,11 @@
 """`backfill`: every user as of a date → scores, published for the whole date in one commit."""
 
+import dataclasses
 import hashlib
 import json
 import os
-from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
-from typing import Any
+from functools import partial
 
 import polars as pl
 import pyarrow as pa
@@ -18,11 +18,11 @@ from models.data.schema import Table, UserError
 from models.data.tasks import check_complete, midnight
 from models.scoring.scorer import Scorer
 from ray_jobs import graph, registry
-from ray_jobs.buckets import total, with_actors
 from ray_jobs.config import Config
+from ray_jobs.parallel import over_actors, total
 from ray_jobs.progress import say
 from ray_jobs.snapshot import complete_until
-from ray_jobs.storage import DataFile
+from ray_jobs.storage import DataFile, filesystem
 from ray_jobs.tables import Tables
 
 
@@ -44,24 +44,13 @@ def backfill(config: Config, tables: Tables) -> dict[str, int]:
         say(f"backfill: {day} with model {model.sha256[:16]} is already published")
         return done
     graph.publish(config, tables, [as_of.replace(day=1)])
-    arguments = {"config": config, "tables": tables, "model": model.path, "run_id": run_id}
-    results = with_actors(
-        config.buckets, ScoreBucket, arguments | {"day": day}, "backfill", config.backfill.workers
-    )
-    account = total([r["counts"] for r in results])
+    make = partial(ScoreBucket, config, tables, model.path, day, run_id)
+    results = over_actors(range(config.buckets), make, "backfill", config.backfill.workers)
+    account = total([counts for _, counts in results])
     assert account["users"] == account["scored"] + account["no_event_before_as_of"]
     if not account["scored"]:
         raise UserError(f"backfill: no user has an event before {day}")
-    files = [DataFile(**r["file"]) for r in results if r["file"] is not None]
-    app = f"scores/{day}"
-    tables.lake.publish(
-        scores_table(pq.read_schema(files[0].path)),
-        app=app,
-        generation=tables.lake.generation("scores", app) + 1,
-        files=files,
-        replace={"as_of_date": str(day)},
-        metadata={"run_id": run_id, "model_sha256": model.sha256},
-    )
+    _publish(tables, day, [file for file, _ in results if file is not None], run_id)
     tables.lake.record_run(
         "backfill",
         run_id,
@@ -73,6 +62,24 @@ def backfill(config: Config, tables: Tables) -> dict[str, int]:
     )
     say(f"backfill: {json.dumps(account)}")
     return account
+
+
+def _publish(tables: Tables, day: date, files: list[DataFile], run_id: str) -> None:
+    """All files of a date in one commit, unless a run that died just after has done it."""
+    lake, app, replace = tables.lake, f"scores/{day}", {"as_of_date": str(day)}
+    if lake.holds("scores", files, replace):
+        return
+    generation = lake.generation("scores", app) + 1
+    system, path = filesystem(files[0].path)
+    table = scores_table(pq.read_schema(path, filesystem=system))
+    lake.publish(
+        table,
+        app=app,
+        generation=generation,
+        files=files,
+        replace=replace,
+        metadata={"run_id": run_id},
+    )
 
 
 def scores_table(schema: pa.Schema) -> Table:
@@ -94,14 +101,14 @@ class ScoreBucket:
         self.scorer = Scorer.load(model)
         self.tables, self.day, self.run_id = tables, day, run_id
 
-    def __call__(self, bucket: int) -> dict[str, Any]:
-        """Write the bucket's scores; the file and the counts."""
+    def __call__(self, bucket: int) -> tuple[DataFile | None, dict[str, int]]:
+        """Write the bucket's scores; the file, if there is a score, and the counts."""
         scores, counts = self.score(bucket)
         if scores.is_empty():
-            return {"file": None, "counts": counts}
+            return None, counts
         table = scores_table(scores.to_arrow().schema)
         file = self.tables.lake.write_part(table, scores, {"as_of_date": self.day})
-        return {"file": asdict(file), "counts": counts}
+        return file, counts
 
     def score(self, bucket: int) -> tuple[pl.DataFrame, dict[str, int]]:
         """The scores of everyone in the bucket who has an event before the date."""
@@ -111,7 +118,7 @@ class ScoreBucket:
         kept = self.scorer.spec.features.history
         baseline = build_baseline(self.tables.events(bucket), as_of, kept)
         known = self.tables.history(bucket, no_events(), [as_of.replace(day=1)])
-        history = replace(known, baseline=baseline)
+        history = dataclasses.replace(known, baseline=baseline)
         rows = rows_as_of(baseline.lifetime["user_key"], as_of)
         scores = self.scorer.score(history, rows)
         everyone = users["user_key"].n_unique()

@@ -34,8 +34,10 @@ def connected(config: ClusterConfig) -> Iterator[None]:
 def start(config: ClusterConfig) -> None:
     """Connect this process to Ray."""
     _quieten()
-    # two ranks on one node talk over the loopback interface; the default guess may be a dead one
+    # how often a run of ranks is looked at; the default makes a short run twice as long
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    # actors beside tasks are meant here: without this Ray warns of the eighth worker process
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "6")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
         return

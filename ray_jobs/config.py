@@ -38,6 +38,7 @@ class TrainConfig(Strict):
     gpu: bool | None = None  # None: where the cluster has GPUs
     cpus_per_worker: float = Field(default=0.5, gt=0)  # 1 each would starve Ray Data on 2 cores
     max_failures: int = Field(default=2, ge=0)
+    select_rows: int = Field(default=4000, ge=1)  # of the select role, scored after each epoch
     loop: FitConfig = FitConfig()
 
 

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import ray
@@ -18,8 +18,8 @@ from models.scoring.evaluation import About, Evaluation
 from models.scoring.evaluation import evaluate as evaluation_of
 from models.scoring.scorer import Scorer
 from ray_jobs import registry
-from ray_jobs.buckets import with_actors
 from ray_jobs.config import Config
+from ray_jobs.parallel import over_actors
 from ray_jobs.progress import say
 from ray_jobs.report.build import write_report
 from ray_jobs.secret import read_secret
@@ -116,26 +116,25 @@ def _predict(config: Config, snapshot: Snapshot, model: str) -> pl.DataFrame:
     """Predictions of the test role, in the order of `snapshot.read("test")`."""
     out = Path(config.work) / "predictions"
     out.mkdir(parents=True, exist_ok=True)
-    arguments = {"config": config, "snapshot": snapshot, "model": model, "out": str(out)}
     files = snapshot.files("test")
     if not files:
         raise UserError("evaluate: the snapshot has no row in the role test")
-    parts = with_actors(len(files), _ScoreFile, arguments, "evaluate", config.backfill.workers)
-    frames = [pl.read_parquet(part["file"]) for part in parts]
-    together = pl.concat(frames)
+    make = partial(_ScoreFile, config.backfill.workers, snapshot.folder, model, out)
+    parts = over_actors(files, make, "evaluate", config.backfill.workers)
+    together = pl.concat([pl.read_parquet(part) for part in parts])
     return together.with_columns(row=pl.int_range(pl.len(), dtype=pl.UInt32))
 
 
 class _ScoreFile:
     """Scores one file of the test role."""
 
-    def __init__(self, config: Config, snapshot: Snapshot, model: str, out: str) -> None:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.backfill.workers))
-        self.scorer, self.snapshot, self.out = Scorer.load(model), snapshot, out
+    def __init__(self, workers: int, snapshot: str, model: str, out: Path) -> None:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+        self.scorer, self.snapshot, self.out = Scorer.load(model), load(Path(snapshot)), out
 
-    def __call__(self, part: int) -> dict[str, Any]:
-        frame = pl.read_parquet(self.snapshot.files("test")[part])
+    def __call__(self, file: str) -> Path:
+        frame = pl.read_parquet(file)
         scores = self.scorer.score_features(self.snapshot.features(frame), frame["proposed_amount"])
-        path = Path(self.out) / f"part-{part:04d}.parquet"
+        path = self.out / Path(file).name
         scores.write_parquet(path)
-        return {"file": str(path)}
+        return path

@@ -1,10 +1,11 @@
 """A function over many units of work as Ray Data tasks, one block a unit, results in order."""
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray.data
+from ray.data import ActorPoolStrategy
 
 from models.data.schema import UserError
 
@@ -21,19 +22,56 @@ def over(units: Sequence[U], job: Callable[[U], R], title: str) -> list[R]:
         return []
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            done: R | UserError = job(pickle.loads(row["unit"]))
-        except UserError as error:
-            done = error
-        return {"at": row["at"], "done": pickle.dumps(done)}
+        return _done(job, row)
 
+    return _results(_work(units, title).map(task))
+
+
+def over_actors(
+    units: Sequence[U], make: Callable[[], Callable[[U], R]], title: str, workers: int
+) -> list[R]:
+    """The same where the job is costly to make, such as one that loads a model: `make()` is
+    called once in each of at most `workers` actors."""
+    if not units:
+        return []
+
+    class Worker:
+        def __init__(self) -> None:
+            self.job = make()
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            return _done(self.job, row)
+
+    pool = ActorPoolStrategy(size=min(workers, len(units)))
+    work = _work(units, title)
+    return _results(work.map(Worker, compute=pool, num_cpus=1))  # type: ignore[arg-type]  # a class
+
+
+def total(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of counts, key by key."""
+    return {key: sum(one[key] for one in counts) for key in counts[0]}
+
+
+def _work(units: Sequence[Any], title: str) -> ray.data.Dataset:
     # pickled, since Arrow would guess at nested types
     rows = [{"at": at, "unit": pickle.dumps(unit)} for at, unit in enumerate(units)]
     work = ray.data.from_items(rows, override_num_blocks=len(rows))
     work.set_name(title)
     # Ray Data would hold tasks back until it knows how large their results are: they are tiny
     work.context.op_resource_reservation_enabled = False
-    found = sorted(work.map(task).take_all(), key=lambda row: int(row["at"]))
+    return work
+
+
+def _done(job: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        done = job(pickle.loads(row["unit"]))
+    except UserError as error:
+        done = error
+    return {"at": row["at"], "done": pickle.dumps(done)}
+
+
+def _results(work: ray.data.Dataset) -> list[Any]:
+    found = sorted(work.take_all(), key=lambda row: int(row["at"]))
     results = [pickle.loads(row["done"]) for row in found]
     for result in results:
         if isinstance(result, UserError):

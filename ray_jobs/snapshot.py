@@ -12,7 +12,6 @@ import os
 import shutil
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -25,8 +24,8 @@ from models.data.strict import Strict
 from models.data.tasks import ROLES, Role, midnight
 from models.data.vocabulary import Vocabulary, check_event_types, count_values, most_frequent
 from ray_jobs import graph
-from ray_jobs.buckets import over_buckets, total
 from ray_jobs.config import Config
+from ray_jobs.parallel import over, total
 from ray_jobs.progress import say
 from ray_jobs.tables import Tables
 
@@ -80,7 +79,7 @@ def snapshot(config: Config, tables: Tables) -> Snapshot:
     for role in ROLES:
         (staged / role).mkdir(parents=True)
     job = _Bucket(config, tables, vocabulary, dates, str(staged))
-    account = total(over_buckets(config.buckets, job, "snapshot"))
+    account = total(over(range(config.buckets), job, "snapshot"))
     assert account["rows"] == sum(account[role] for role in ROLES) + account["without_events"]
     manifest = _fit(config, staged, vocabulary, tables.versions, account)
     (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
@@ -115,7 +114,7 @@ class _Bucket:
         self.config, self.tables, self.vocabulary = config, tables, vocabulary
         self.graph_dates, self.out = graph_dates, out
 
-    def __call__(self, bucket: int) -> dict[str, Any]:
+    def __call__(self, bucket: int) -> dict[str, int]:
         config = self.config
         events = self.tables.events(bucket)
         labels = self.tables.read("labels", bucket)
@@ -144,7 +143,7 @@ class _Words:
     def __init__(self, config: Config, tables: Tables) -> None:
         self.config, self.tables = config, tables
 
-    def __call__(self, bucket: int) -> dict[str, Any]:
+    def __call__(self, bucket: int) -> dict[str, pl.DataFrame]:
         config = self.config
         end = midnight(config.split.fit.last)
         events = self.tables.events(bucket).filter(pl.col("event_time") < end)
@@ -153,16 +152,15 @@ class _Words:
         if profiles is not None:
             past = profiles.filter(pl.col("valid_from") < end)
             counts |= {c: count_values(past, c) for c in config.profile.categorical}
-        return {column: frame.rows() for column, frame in counts.items()}
+        return counts
 
 
 def _vocabulary(config: Config, tables: Tables) -> Vocabulary:
-    parts = over_buckets(config.buckets, _Words(config, tables), "vocabulary")
+    parts = over(range(config.buckets), _Words(config, tables), "vocabulary")
 
     def words(column: str, limit: int) -> tuple[str, ...]:
-        rows = [tuple(r) for part in parts for r in part.get(column, ())]
-        schema = {"value": pl.String, "n": pl.Int64}
-        return most_frequent(pl.DataFrame(rows, schema=schema, orient="row"), limit)
+        counts = [part[column] for part in parts if column in part]
+        return most_frequent(pl.concat(counts), limit) if counts else ()
 
     event_types = words("event_type", config.features.max_event_types)
     check_event_types(event_types)

@@ -95,7 +95,10 @@ def _trainer(config: Config, snapshot: Snapshot, run: str, board: Any) -> TorchT
                 checkpoint_score_order="min",
             ),
         ),
-        datasets={role: _dataset(snapshot, role) for role in ("fit", "select")},
+        datasets={
+            "fit": _dataset(snapshot, "fit"),
+            "select": _dataset(snapshot, "select").limit(config.train.select_rows),
+        },
     )
 
 

@@ -75,7 +75,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A BERT of two layers and 32 wide, untrained, with MiniLM's tokenizer: small enough to train."""
+    """A BERT of two layers and 32 wide, untrained, with MiniLM's tokenizer: small enough."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from models.data.features import Features
 from models.data.stats import Scale, Stats
 
-CHUNK = 64  # texts encoded together; sorted by length, so that padding is little
-LENGTH_STEP = 8  # token lengths are padded to a multiple: few shapes, reproducible encodings
+CHUNK = 32  # texts encoded together; sorted by length, so that padding is little
+LENGTH_STEP = 4  # token lengths are padded to a multiple: few shapes, reproducible encodings
 
 
 class Tokenizer(Protocol):

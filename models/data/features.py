@@ -1,7 +1,8 @@
 """Histories (and a proposed transaction) → feature columns. The one implementation.
 
-Sums are exact: counts and amounts are integers that float64 holds without rounding, so the same
-history gives the same bits for one user or a million, in any order.
+Sums are exact: counts and amounts are integers that float64 holds without rounding (in a window
+up to 9·10¹¹ of the currency), so the same history gives the same bits for one user or a million,
+in any order.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ Ints = NDArray[np.int64]
 SHORT_WINDOWS = (("1h", 3600), ("1d", 86_400), ("7d", 604_800))  # seconds; exact
 LONG_WINDOWS = (("30d", 30), ("90d", 90), ("365d", 365))  # days; aligned to days
 AMOUNT_UNIT = 1e-4
+TIES = ("ties_known", "ties_bad")  # over all relations
 PROPOSED = ("proposed_amount", "proposed_category")
 WHOLE = (  # of the whole history, and of the proposed transaction set against it
     "trend_n", "trend_sum", "tenure_d", "n_lifetime", "amount_median", "counterparties_30d",
@@ -247,21 +249,26 @@ def _social_names(vocabulary: Vocabulary, config: FeatureConfig) -> tuple[str, .
     """The social columns in order, neighbours' outcomes among them where these are wanted."""
     names = social_columns(vocabulary.relations)
     if config.neighbour_outcomes:
-        return names
+        return (*names, *TIES) if names else ()
     assert MEASURES[-2:] == ("known", "bad")
     return tuple(name for name in names if not name.endswith(("_known", "_bad")))
 
 
 def _social(view: View, vocabulary: Vocabulary, names: tuple[str, ...]) -> pl.DataFrame:
-    """Degrees and neighbours' outcomes; `bad` becomes a share of the known ones."""
-    if view.social is None:
+    """Degrees and neighbours' outcomes, by relation and over all; `bad` is a share of the known."""
+    if view.social is None or not names:
         nothing = pl.Series([None] * view.rows.height, dtype=pl.Float64)
         return pl.DataFrame(dict.fromkeys(names, nothing))
     share = [
         (pl.col(f"{r}_bad") / pl.col(f"{r}_known")).fill_nan(0.0).alias(f"{r}_bad")
         for r in vocabulary.relations
     ]
-    return view.social.with_columns(share).select(names)
+    known = pl.sum_horizontal(f"{r}_known" for r in vocabulary.relations)
+    bad = pl.sum_horizontal(f"{r}_bad" for r in vocabulary.relations)
+    everywhere = [known.alias(TIES[0]), (bad / known).fill_nan(0.0).alias(TIES[1])]
+    tied = pl.col(names[0]).is_not_null()
+    columns = view.social.with_columns(*everywhere, *share).select(names)
+    return columns.with_columns(pl.when(tied).then(pl.col(name)) for name in names)
 
 
 def _sequences(view: View, vocabulary: Vocabulary, config: FeatureConfig) -> pl.DataFrame:

@@ -36,9 +36,15 @@ def training_rows(events: pl.DataFrame, labels: pl.DataFrame | None, split: Spli
 def _proposals(labels: pl.DataFrame | None) -> pl.DataFrame:
     """(user_key, as_of, proposed_amount float64, proposed_category): once a labelled time."""
     if labels is None:
-        schema = {"user_key": pl.Int64, "as_of": TIME}
-        proposed = {"proposed_amount": pl.Float64, "proposed_category": pl.String}
-        return pl.DataFrame(schema=schema | proposed)
+        schema = pl.Schema(
+            {
+                "user_key": pl.Int64(),
+                "as_of": TIME,
+                "proposed_amount": pl.Float64(),
+                "proposed_category": pl.String(),
+            }
+        )
+        return pl.DataFrame(schema=schema)
     return labels.group_by("user_key", "as_of").agg(
         pl.col("proposed_amount").max().cast(pl.Float64), pl.col("proposed_category").max()
     )

@@ -59,7 +59,6 @@ def load_encoder(name: str) -> PreTrainedModel:
             AutoModel,
             encoder_path(name),
             name,
-            attn_implementation="eager",
             dtype=torch.float32,  # weights stored in half precision are trained and scored in full
         ),
     )
@@ -68,7 +67,7 @@ def load_encoder(name: str) -> PreTrainedModel:
 def empty_encoder(folder: Path) -> PreTrainedModel:
     """An encoder of the architecture in `folder/config.json`, its weights not yet loaded."""
     config = AutoConfig.from_pretrained(folder)
-    return cast(PreTrainedModel, AutoModel.from_config(config, attn_implementation="eager"))
+    return cast(PreTrainedModel, AutoModel.from_config(config))
 
 
 def _from_hub(kind: Any, path: str, name: str, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from models.data.strict import Strict
 from models.scoring.bootstrap import Interval
-from models.scoring.metrics import Z_95, _equal_mass
+from models.scoring.metrics import Z_95, equal_mass
 
 FloatArray = NDArray[np.float64]
 POINTS = 200  # of a curve: finer than a plot shows
@@ -116,7 +116,7 @@ def wilson(successes: int, n: int) -> Value:
 
 
 def _bins(values: FloatArray, bins: int) -> list[NDArray[np.int64]]:
-    order, starts = _equal_mass(values, bins)
+    order, starts = equal_mass(values, bins)
     return np.split(order, starts[1:])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+from threadpoolctl import threadpool_limits
 
 from models.data.features import Features
 from models.data.schema import UserError

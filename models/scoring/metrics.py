@@ -175,7 +175,7 @@ def ece(y: ArrayLike, p: ArrayLike, *, bins: int = 10) -> float:
     split over two bins.
     """
     target, probability = _checked(y, p, binary=True, probability=True)
-    order, starts = _equal_mass(probability, bins)
+    order, starts = equal_mass(probability, bins)
     gap = np.add.reduceat((target - probability)[order], starts)
     return float(np.abs(gap).sum() / len(target))
 
@@ -187,7 +187,7 @@ def ece_band(p: ArrayLike, *, bins: int = 10, seed: int, simulations: int = 500)
     """
     probability = _column("p", p)
     _within_unit(probability)
-    order, starts = _equal_mass(probability, bins)
+    order, starts = equal_mass(probability, bins)
     ordered = probability[order]
     rng = np.random.default_rng(seed)
     block = max(1, CELLS // len(ordered))
@@ -235,7 +235,7 @@ def psi(expected: ArrayLike, actual: ArrayLike, *, bins: int = 10) -> float:
     return float(np.sum((a - e) * np.log(a / e)))
 
 
-def _equal_mass(p: FloatArray, bins: int) -> tuple[IntArray, IntArray]:
+def equal_mass(p: FloatArray, bins: int) -> tuple[IntArray, IntArray]:
     """The ascending order of p, and where in it each bin starts; ties share a bin."""
     order = np.argsort(p, kind="stable")
     ordered = p[order]

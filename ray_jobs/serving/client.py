@@ -49,7 +49,6 @@ def post(url: str, token: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _event(row: Mapping[str, Any]) -> dict[str, Any]:
     """An event of the lake as the endpoint takes it; times in the user's own offset."""
-    counterparty = row["counterparty_key"]
     event = {
         "event_id": row["event_id"],
         "event_time": _local(row["event_time"], row["utc_offset_min"]),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from models.data.batch import Batch, Tokenizer, make_batch
 from models.data.features import FeatureConfig, Features, features
-from models.data.history import History, HistoryConfig, view
+from models.data.history import History, HistoryConfig, no_events, view
 from models.data.rows import number
 from models.data.stats import Stats, fit_stats
 from models.data.tasks import Roles, Task
@@ -109,18 +110,7 @@ def history(user_keys: list[int]) -> History:
                     "text": words if kind == "review" and i % 4 else None,
                 }
             )
-    schema = {
-        "user_key": pl.Int64,
-        "event_id": pl.Int64,
-        "event_time": TIME,
-        "available_at": TIME,
-        "utc_offset_min": pl.Int16,
-        "event_type": pl.String,
-        "category": pl.String,
-        "counterparty_key": pl.Int64,
-        "amount": pl.Float64,
-        "text": pl.String,
-    }
+    schema = pl.Schema({**no_events().schema, "amount": pl.Float64()})
     frame = pl.DataFrame(events, schema=schema).with_columns(
         pl.col("amount").cast(pl.Decimal(18, 4))
     )
@@ -281,7 +271,8 @@ def take() -> Callable[[Batch, Sequence[int]], Batch]:
     def rows_of(batch: Batch, rows: Sequence[int]) -> Batch:
         index = torch.tensor(rows, dtype=torch.int64)
         values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-        return replace(batch, **{k: v[index] for k, v in values.items() if isinstance(v, Tensor)})
+        taken: dict[str, Any] = {k: v[index] for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(batch, **taken)
 
     return rows_of
 

@@ -74,9 +74,7 @@ def test_backfill_is_the_notebook(
     )
     graph = tables.graph(as_of)
     history = History(mixed, profiles=tables.read("users"), social=graph)
-    rows = number(
-        backfilled.select("user_key", as_of=pl.lit(as_of).cast(pl.Datetime("us", "UTC")))
-    )
+    rows = number(backfilled.select("user_key", as_of=pl.lit(as_of).cast(pl.Datetime("us", "UTC"))))
     scorer = Scorer.load(registry.champion(tables.lake).path)
     scored = scorer.score(history, rows)
     assert_equal(estimates(scored, demo_run), estimates(backfilled, demo_run), demo_run)

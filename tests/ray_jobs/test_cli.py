@@ -23,9 +23,7 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=root, check=False)
     assert done.returncode == 2
-    assert done.stderr == (
-        "raycredit ingest: nothing.yaml: no such configuration file\n"
-    )
+    assert done.stderr == ("raycredit ingest: nothing.yaml: no such configuration file\n")
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:

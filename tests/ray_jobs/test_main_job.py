@@ -1,4 +1,4 @@
-"""The main job on a small simulated marketplace: every account balances, nothing is half published."""
+"""The main job on a small simulated marketplace: accounts balance, nothing is half published."""
 
 import json
 from pathlib import Path

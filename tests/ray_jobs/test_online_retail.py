@@ -11,7 +11,10 @@ from ray_jobs.config import Config, load
 
 @pytest.fixture(scope="module")
 def retail(
-    shared_data: Path, ray_cluster: None, tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory
+    shared_data: Path,
+    ray_cluster: None,
+    tiny_encoder: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Config, Evaluation]:
     """The road walked with a small network and one epoch."""
     folder = tmp_path_factory.mktemp("retail")

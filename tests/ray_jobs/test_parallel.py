@@ -3,7 +3,7 @@
 import pytest
 
 from models.data.schema import UserError
-from ray_jobs.parallel import over
+from ray_jobs.parallel import over, over_actors, total
 
 
 def square(n: int) -> int:
@@ -21,3 +21,21 @@ def test_over() -> None:
 
 def test_nothing_to_do_needs_no_cluster() -> None:
     assert over([], square, "squares") == []
+
+
+class Squares:
+    """A job that is costly to make."""
+
+    def __call__(self, n: int) -> int:
+        return square(n)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_over_actors() -> None:
+    assert over_actors([3, 1, 2], Squares, "squares", 2) == [9, 1, 4]
+    with pytest.raises(UserError, match="5 is too large"):
+        over_actors([1, 5], Squares, "squares", 1)
+
+
+def test_total() -> None:
+    assert total([{"a": 1, "b": 0}, {"a": 2, "b": 5}]) == {"a": 3, "b": 5}

@@ -84,9 +84,12 @@ def test_it_stops_when_the_select_loss_no_longer_falls(
     assert len(epochs) == best + 1 + 3 < 40
     assert [e.best for e in epochs][best:] == [True, False, False, False]
     assert loop.stale == 3
+    again = Loop(loop.network, config, len(batches), CPU)
+    again.resume(loop.state())
     before = len(epochs)
-    loop.run(lambda _: batches, lambda _: batches, lambda epoch, _: epochs.append(epoch))
-    assert len(epochs) == before  # a run that has stopped stays so
+    for stopped in (loop, again):  # a run that has stopped stays so
+        stopped.run(lambda _: batches, lambda _: batches, lambda epoch, _: epochs.append(epoch))
+    assert len(epochs) == before
 
 
 def test_a_resumed_run_ends_with_the_same_parameters(

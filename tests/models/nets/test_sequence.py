@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ def vectors(tower: BehaviourTower, batch: Batch) -> Tensor:
 
 
 def on_events(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    return replace(batch, **{name: change(getattr(batch, name)) for name in EVENT_FIELDS})
+    changed: dict[str, Any] = {name: change(getattr(batch, name)) for name in EVENT_FIELDS}
+    return replace(batch, **changed)
 
 
 def widened(values: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def test_a_folder_without_a_tokenizer_is_refused(damaged: Path) -> None:
 
 
 def test_weights_stored_in_half_precision_are_used_in_full(damaged: Path) -> None:
-    BertModel.from_pretrained(damaged).to(torch.bfloat16).save_pretrained(damaged)
+    BertModel.from_pretrained(damaged).bfloat16().save_pretrained(damaged)
     assert {p.dtype for p in load_encoder(str(damaged)).parameters()} == {torch.float32}
 
 

@@ -45,7 +45,7 @@ def test_agrees_with_scikit_learn_and_scipy(sample: Column) -> None:
         return
     assert once("auc", y, score) == pytest.approx(reference.roc_auc_score(y, score))
     assert once("pr_auc", y, score) == pytest.approx(reference.average_precision_score(y, score))
-    expected = ks_2samp(score[y == 1], score[y == 0]).statistic
+    expected = ks_2samp(score[y == 1], score[y == 0], method="asymp").statistic
     assert once("ks", y, score) == pytest.approx(expected)
     if len(set(score)) > 1:
         assert once("spearman", y, score) == pytest.approx(spearmanr(y, score).statistic)

@@ -54,6 +54,8 @@ def test_the_calibrated_mean_is_the_mean_of_the_labels() -> None:
     default, spend = calibrators["default"], calibrators["spend"]
     assert isinstance(default, BinaryCalibrator) and isinstance(spend, AmountCalibrator)
     assert default.apply(raw["default"]).mean() == pytest.approx(y["y_default"].mean(), abs=1e-4)
+    # the logits of this world are one too high
+    assert default.apply([-1.0, 1.0]) == pytest.approx(expit([-2.0, 0.0]), abs=0.12)
     assert spend.apply(raw["spend"]).sum() == pytest.approx(y["y_spend"].sum(), rel=1e-6)
     assert set(replicates) == {"default"}
     assert len(replicates["default"]) == REPLICATES
@@ -120,7 +122,7 @@ def test_an_empty_role_is_named(
 
 
 def test_one_row_of_a_class_still_gives_a_finite_interval() -> None:
-    rare: list[float | None] = [1.0] + [0.0] * (ROWS - 1)
+    rare: list[float | None] = [float(row == 0) for row in range(ROWS)]
     calibrators, replicates = calibrators_of(*world(default=rare), TASKS, seed=1)
     assert 0 < calibrators["default"].apply([0.0])[0] < 1
     # samples that drew no positive are left out

@@ -1,6 +1,7 @@
 """Reason codes: every column stands behind one, what is ignored has none."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,6 +150,27 @@ def test_an_effect_is_what_the_real_inputs_add_to_the_log_odds(
     effect_BR = effects(predictor, one, "fraud", (Reason("text", "What the user wrote"),))
     assert np.allclose(effect_BR[:, 0], rise_B.numpy(), atol=1e-6)
     assert effect_BR.min() < 0 < effect_BR.max()
+
+
+def test_columns_are_compared_with_the_median_user(
+    predictor: Predictor, known: Features, vocabulary: Vocabulary
+) -> None:
+    """The fit role's median: a score of 0, and not missing."""
+    one = encoded(predictor, known)
+    reason = next(r for r in reasons_of(vocabulary) if r.code == "profile")
+    columns = list(reason.columns)
+    batch = replace(
+        one.batch, tabular_BF=one.batch.tabular_BF.clone(), missing_BF=one.batch.missing_BF.clone()
+    )
+    batch.tabular_BF[:, columns] = 0.0
+    batch.missing_BF[:, columns] = 0.0
+    network = predictor.network
+    with torch.inference_mode():
+        median = network(batch).tasks["default"]
+        rise_B = network(one.batch).tasks["default"] - median
+    effect_BR = effects(predictor, one, "default", (reason,))
+    assert np.allclose(effect_BR[:, 0], rise_B.numpy(), atol=1e-6)
+    assert np.abs(effect_BR).max() > 1e-4
 
 
 def test_looking_for_reasons_leaves_the_inputs_as_they_were(

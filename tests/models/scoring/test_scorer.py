@@ -25,6 +25,7 @@ from models.scoring.calibrate import AmountCalibrator
 from models.scoring.reasons import TYPE
 from models.scoring.scorer import Scorer
 
+AmountsOf = Callable[..., dict[str, float]]
 TIME = pl.Datetime("us", "UTC")
 JUNE, MAY = datetime(2024, 6, 1, tzinfo=UTC), datetime(2024, 5, 1, tzinfo=UTC)
 PROBABILITY = pl.Struct({"probability": pl.Float64, "low": pl.Float64, "high": pl.Float64})
@@ -202,7 +203,6 @@ def test_a_baseline_and_recent_events_score_as_all_events_do(
     history: History,
     rows: pl.DataFrame,
     scores: pl.DataFrame,
-    feature_config: object,
     date: datetime,
     seed: int,
 ) -> None:
@@ -319,18 +319,18 @@ def amounts_of(
     tokenizer: Tokenizer,
     history: History,
     rows: pl.DataFrame,
-) -> Callable[[float, float, float], dict[str, float]]:
-    """The answer of a network that gives everyone the same amount parameters, not calibrated."""
+) -> AmountsOf:
+    """The answer of a network that gives everyone the same amount parameters."""
 
-    def answer(some: float, mean: float, raw: float) -> dict[str, float]:
+    def answer(some: float, mean: float, raw: float, scale: float = 1.0) -> dict[str, float]:
         network = make_network()
         head = network.heads.heads["spend"]
         assert isinstance(head, torch.nn.Sequential) and isinstance(head[2], torch.nn.Linear)
         torch.nn.init.zeros_(head[2].weight)
         with torch.no_grad():
             head[2].bias.copy_(torch.tensor([some, mean, raw]))
-        plain = AmountCalibrator(scale=1.0, exponent=1.0, reference=1.0, floor=1e-9)
-        calibrators = spec.calibrators | {"spend": plain}
+        scaled = AmountCalibrator(scale=scale, exponent=1.0, reference=1.0, floor=1e-9)
+        calibrators = spec.calibrators | {"spend": scaled}
         scorer = with_network(spec, network, tokenizer, calibrators=calibrators)
         result: dict[str, float] = scorer.score(history, rows.head(1))["spend"][0]
         return result
@@ -339,7 +339,7 @@ def amounts_of(
 
 
 def test_an_amounts_interval_holds_four_outcomes_in_five(
-    amounts_of: Callable[[float, float, float], dict[str, float]], spec: ModelSpec
+    amounts_of: AmountsOf, spec: ModelSpec
 ) -> None:
     some, mean, raw = 3.0, 0.3, -0.7
     found, target = amounts_of(some, mean, raw), spec.stats.targets["spend"]
@@ -349,6 +349,8 @@ def test_an_amounts_interval_holds_four_outcomes_in_five(
     for field, share in (("low", 0.1), ("high", 0.9)):
         assert 1 - p + p * own.cdf(found[field]) == pytest.approx(share, abs=1e-6)
     assert found["amount"] == pytest.approx(p * own.mean(), rel=1e-5)
+    doubled = amounts_of(some, mean, raw, scale=2.0)
+    assert doubled == pytest.approx({field: 2 * value for field, value in found.items()})
 
 
 @pytest.mark.parametrize(
@@ -356,7 +358,7 @@ def test_an_amounts_interval_holds_four_outcomes_in_five(
     [(-4.0, 0.0, 0.0), (9.0, 0.0, 9.0), (0.0, 40.0, 9.0), (9.0, 40.0, -9.0), (-40.0, -40.0, 0.0)],
 )
 def test_an_amounts_interval_holds_its_mean_however_odd_the_distribution(
-    amounts_of: Callable[[float, float, float], dict[str, float]],
+    amounts_of: AmountsOf,
     some: float, mean: float, raw: float,
 ) -> None:  # fmt: skip
     found = amounts_of(some, mean, raw)
