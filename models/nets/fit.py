@@ -34,6 +34,7 @@ class FitConfig(Strict):
     text_learning_rate: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of all steps
+    alone_weight: float = Field(default=1.0, ge=0)  # of each modality's own loss
     clip_norm: float = Field(default=1.0, gt=0)
     patience: int = Field(default=2, ge=1)  # epochs without a better select loss
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -133,8 +134,8 @@ class Loop:
         batch = batch.to(self.device)
         with self.autocast():
             outputs = self.model(batch)
-        sums = self.network.heads.loss(outputs.tasks, batch.labels_BK)
-        loss = self._mix(sums)
+        sums, alone = self.network.loss(outputs, batch)
+        loss = self._mix(sums) + self.config.alone_weight * alone
         if not torch.isfinite(loss):
             raise UserError(f"{where}: the loss is {loss.item()}; {ADVICE}")
         loss.backward()
@@ -152,7 +153,7 @@ class Loop:
             moved = batch.to(self.device)
             with self.autocast():
                 outputs = self.network(moved)
-            total += self.network.heads.loss(outputs.tasks, moved.labels_BK)
+            total += self.network.loss(outputs, moved)[0]
         return _over_ranks(total)
 
     def _mix(self, sums: Tensor) -> Tensor:

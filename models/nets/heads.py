@@ -58,6 +58,35 @@ class Heads(nn.Module):
         return torch.stack([torch.stack(sums), torch.stack(counts)])
 
 
+class Alone(nn.Module):
+    """What each modality would say of the binary tasks by itself; used in training only.
+
+    Trained together, the modality that learns fastest takes the gradient from the others. A loss
+    of its own keeps each tower learning. Source: Wang, Tran and Feiszli 2020, "What makes training
+    multi-modal classification networks hard?".
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], modalities: int, width: int) -> None:
+        super().__init__()
+        self.columns = [k for k, task in enumerate(tasks.values()) if task.kind == "binary"]
+        self.weight_MDJ = nn.Parameter(torch.zeros(modalities, width, len(self.columns)))
+        self.bias_MJ = nn.Parameter(torch.zeros(modalities, len(self.columns)))
+
+    def forward(self, vectors_BMD: Tensor) -> Tensor:
+        """[B, M, J] logits of the J binary tasks."""
+        return torch.einsum("bmd,mdj->bmj", vectors_BMD, self.weight_MDJ) + self.bias_MJ
+
+    def loss(self, logits_BMJ: Tensor, known_BM: Tensor, labels_BK: Tensor) -> Tensor:
+        """The mean cross-entropy over known modalities and labels."""
+        y_BMJ = labels_BK[:, self.columns].unsqueeze(1).expand_as(logits_BMJ)
+        known_BMJ = torch.isfinite(y_BMJ) & known_BM.unsqueeze(-1)
+        y_BMJ = torch.where(known_BMJ, y_BMJ, torch.zeros_like(y_BMJ))
+        loss_BMJ = functional.binary_cross_entropy_with_logits(
+            logits_BMJ.float(), y_BMJ, reduction="none"
+        )
+        return (loss_BMJ * known_BMJ).sum() / known_BMJ.sum().clamp(min=1)
+
+
 def spread(raw: Tensor) -> Tensor:
     """Log standard deviation from its raw parameter, bounded away from 0 and from infinity."""
     return functional.softplus(raw + math.log(math.e - 1)).clamp(0.05, 4.0)

@@ -4,7 +4,7 @@ Shapes: B rows, M modalities, U distinct texts, E width of the text encoder, D w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field, model_validator
@@ -16,8 +16,8 @@ from models.data.features import FeatureConfig, tabular_columns
 from models.data.stats import Stats
 from models.data.strict import Strict
 from models.data.tasks import Task
-from models.nets.fusion import AttentionFusion
-from models.nets.heads import Heads
+from models.nets.fusion import MODALITIES, AttentionFusion
+from models.nets.heads import Alone, Heads
 from models.nets.sequence import BehaviourConfig, BehaviourTower
 from models.nets.social import SocialTower
 from models.nets.tabular import TabularTower
@@ -41,10 +41,14 @@ class NetworkConfig(Strict):
 
 @dataclass(frozen=True)
 class Outputs:
-    """`tasks`: name → [B] logit or [B, 3] amount parameters; `weight_BM`: of the modalities."""
+    """`tasks`: name → [B] logit or [B, 3] amount parameters; `weight_BM`: of the modalities.
+
+    `alone_BMJ`, in training: each modality's own logits of the J binary tasks.
+    """
 
     tasks: dict[str, Tensor]
     weight_BM: Tensor
+    alone_BMJ: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -77,6 +81,7 @@ class Network(nn.Module):
         self.social = SocialTower(len(stats.social), width, dropout) if stats.social else None
         self.fusion = AttentionFusion(width)
         self.heads = Heads(tasks, stats.targets, width)
+        self.alone = Alone(tasks, len(MODALITIES), width)
 
     def towers(self, batch: Batch, encoded_UE: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors [B, M, D] and whether each modality is there [B, M], in order of MODALITIES."""
@@ -99,4 +104,16 @@ class Network(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Outputs of every task for the batch."""
-        return self.fuse(*self.towers(batch, self.text.encode(batch.texts)))
+        vectors_BMD, known_BM = self.towers(batch, self.text.encode(batch.texts))
+        outputs = self.fuse(vectors_BMD, known_BM)
+        if not self.training:
+            return outputs
+        return replace(outputs, alone_BMJ=self.alone(vectors_BMD))
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sums and counts [2, K] of the tasks' losses, and the loss of the modalities alone."""
+        sums = self.heads.loss(outputs.tasks, batch.labels_BK)
+        if outputs.alone_BMJ is None:
+            return sums, sums.new_zeros(())
+        known_BM = outputs.weight_BM > 0
+        return sums, self.alone.loss(outputs.alone_BMJ, known_BM, batch.labels_BK)

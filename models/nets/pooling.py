@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-
 SUM_SCALE = 16.0  # steps; keeps a sum of some dozens near one
 
 

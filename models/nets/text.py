@@ -106,6 +106,7 @@ class TextTower(nn.Module):
     def __init__(self, encoder: PreTrainedModel, width: int, dropout: float) -> None:
         super().__init__()
         self.encoder = encoder
+        self.scale = nn.LayerNorm(encoder.config.hidden_size)
         self.project = nn.Linear(encoder.config.hidden_size, width)
         self.age = nn.Linear(1, width)
         self.norm = nn.LayerNorm(width)
@@ -133,7 +134,7 @@ class TextTower(nn.Module):
 
     def forward(self, encoded_UE: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, D], and [B] bool: whether the user has a text."""
-        vectors_UD = self.project(encoded_UE)
+        vectors_UD = self.project(self.scale(encoded_UE))
         known_BT = batch.text_BT >= 0
         texts_BTD = vectors_UD[batch.text_BT.clamp(min=0)]
         texts_BTD = self.norm(texts_BTD + self.age(batch.text_age_BT.unsqueeze(-1)))

@@ -323,8 +323,8 @@ def test_bad_neighbours_are_a_share_of_the_known(make_rows: Make) -> None:
     rows = make_rows([(1, AS_OF), (2, AS_OF)])
     known = made(no_events(), rows, vocabulary, social=social)
     assert known.frame.select(known.social).rows() == [
-        (2, 5, 4, 4, 0.25, 1, 1, 1, 0, 0),
-        (None,) * 10,
+        (2, 5, 4, 4, 0.25, 1, 1, 1, 0, 0, 4, 0.25),
+        (None,) * 12,
     ]
     blind = FeatureConfig(neighbour_outcomes=False)
     known = made(no_events(), rows, vocabulary, blind, social=social)

@@ -137,7 +137,8 @@ def test_every_trainable_parameter_has_a_gradient_whatever_is_missing(
     """A distributed run waits for the gradient of every parameter on every rank."""
     network = make_network().train()
     own = bare(batch) if strip else batch
-    network.heads.loss(network(own).tasks, own.labels_BK)[0].sum().backward()
+    sums, alone = network.loss(network(own), own)
+    (sums[0].sum() + alone).backward()
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
