@@ -105,7 +105,7 @@ def test_the_evaluation_has_baselines_and_oracle(evaluation: Evaluation) -> None
     names = {contender.name for contender in default.contenders}
     assert names >= {"model", "lightgbm", "tfidf", "constant", "oracle"}
     assert evaluation.users > 0
-    assert sum(row.users for row in evaluation.grades) == evaluation.users
+    assert sum(row.group.users for row in evaluation.grades) == evaluation.users
 
 
 def test_a_damaged_champion_is_refused(demo_run: Config, tables: Tables) -> None:
