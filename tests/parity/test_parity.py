@@ -1,7 +1,6 @@
 """The keystone: one user, one time, the same events → one score, by every way through the house."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 
 import httpx
@@ -14,13 +13,14 @@ from models.data.tasks import midnight
 from models.scoring.scorer import Scorer
 from ray_jobs import jobs, registry, serve
 from ray_jobs.config import Config
-from ray_jobs.serving import app
+from ray_jobs.serving import app, auth
 from ray_jobs.serving.client import requests_of
 from ray_jobs.tables import Tables
 
 USERS = 500
 TOLERANCE = 1e-5  # of a probability, in fp32
 CONCURRENT = 8
+TOKEN = "parity-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,16 @@ def events(demo_run: Config, tables: Tables) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def url(demo_run: Config, tables: Tables) -> Iterator[str]:
-    yield serve.start(demo_run, tables)
-    app.stop()
+def url(
+    demo_run: Config, tables: Tables, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The endpoint; its token is in a file, since Ray runs before a token is known."""
+    file = tmp_path_factory.mktemp("token") / "token"
+    file.write_text(TOKEN, encoding="ascii")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(auth.TOKEN_FILE, str(file))
+        yield serve.start(demo_run, tables)
+        app.stop()
 
 
 def estimates(scores: pl.DataFrame, config: Config) -> pl.DataFrame:
@@ -102,7 +109,7 @@ def test_backfill_is_the_endpoint(
 
 
 async def post_all(url: str, bodies: list[dict[str, object]]) -> list[dict[str, object]]:
-    headers = {"Authorization": f"Bearer {os.environ['RAYCREDIT_API_TOKEN']}"}
+    headers = {"Authorization": f"Bearer {TOKEN}"}
     limits = asyncio.Semaphore(CONCURRENT)
     async with httpx.AsyncClient(timeout=60, headers=headers) as client:
 
