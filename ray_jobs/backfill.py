@@ -65,19 +65,14 @@ def backfill(config: Config, tables: Tables) -> dict[str, int]:
 
 
 def _publish(tables: Tables, day: date, files: list[DataFile], run_id: str) -> None:
-    """All files of a date in one commit, unless a run that died just after has done it."""
-    lake, app, replace = tables.lake, f"scores/{day}", {"as_of_date": str(day)}
-    if lake.holds("scores", files, replace):
-        return
-    generation = lake.generation("scores", app) + 1
+    """All files of a date in one commit."""
     system, path = filesystem(files[0].path)
     table = scores_table(pq.read_schema(path, filesystem=system))
-    lake.publish(
+    tables.lake.replace(
         table,
-        app=app,
-        generation=generation,
+        app=f"scores/{day}",
         files=files,
-        replace=replace,
+        where={"as_of_date": str(day)},
         metadata={"run_id": run_id},
     )
 

@@ -13,6 +13,7 @@ import torch
 from models.data.keys import keys_of
 from models.data.schema import UserError
 from models.data.tasks import ROLES
+from models.scoring import artifact
 from models.scoring.baselines import Baselines, Columns, fit_baselines
 from models.scoring.evaluation import About, Evaluation
 from models.scoring.evaluation import evaluate as evaluation_of
@@ -35,8 +36,8 @@ def evaluate(config: Config, tables: Tables) -> Evaluation:
     Raises UserError when there is no candidate.
     """
     model = registry.latest(tables.lake)
-    scorer_spec = Scorer.load(model.path).spec
-    snapshot = load(Path(config.work) / "snapshots" / scorer_spec.trained_on["snapshot"])
+    spec = artifact.load_spec(Path(model.path))
+    snapshot = load(Path(config.work) / "snapshots" / spec.trained_on["snapshot"])
     baselines = _baselines.remote(config, snapshot)
     predictions = _predict(config, snapshot, model.path)
     test = snapshot.read("test").frame
@@ -55,8 +56,8 @@ def evaluate(config: Config, tables: Tables) -> Evaluation:
         ),
         tasks=config.tasks,
         roles=config.roles,
-        scorecard=scorer_spec.scorecard,
-        policy=scorer_spec.policy,
+        scorecard=spec.scorecard,
+        policy=spec.policy,
         oracle=_oracle(config),
         withheld=WITHHELD if config.oracle else (),
         training=model.details["epochs"],

@@ -47,11 +47,7 @@ def publish(config: Config, tables: Tables, dates: list[datetime]) -> None:
             lake.write_part(table, part.drop("bucket"), {**month, "bucket": bucket})
             for (bucket,), part in frame.group_by("bucket", maintain_order=True)
         ]
-        if lake.holds(table.name, files, month):
-            continue
-        app = f"graph/{date:%Y-%m-%d}"
-        generation = lake.generation(table.name, app) + 1
-        lake.publish(table, app=app, generation=generation, files=files, replace=month)
+        lake.replace(table, app=f"graph/{date:%Y-%m-%d}", files=files, where=month)
 
 
 def _outcomes(labels: pl.DataFrame | None, task: str) -> pl.DataFrame:

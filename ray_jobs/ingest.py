@@ -348,16 +348,8 @@ def _publish_part(
 ) -> None:
     lake, where = plan.lake, {"source": part[0], "period": part[1]}
     files = [lake.adopt(file, plan.folder) for file in staged]
-    if lake.exists(table.name) and lake.holds(table.name, files, where):
-        return
     app = f"ingest/{table.name}/{part[0]}/{part[1]}"
-    generation = lake.generation(table.name, app) + 1
-    metadata = {"content": content}
-    lake.publish(
-        table, app=app, generation=generation, files=files, replace=where, metadata=metadata
-    )
-    if not lake.holds(table.name, files, where):
-        raise UserError(f"{app}: another ingest published other rows at this moment; run again")
+    lake.replace(table, app=app, files=files, where=where, metadata={"content": content})
 
 
 def _record(

@@ -249,6 +249,29 @@ class Lake:
             raise RuntimeError(f"{app}: lost {_ATTEMPTS} races for table {table.name}")
         return self.version(table.name)
 
+    def replace(
+        self,
+        table: Table,
+        *,
+        app: str,
+        files: Sequence[DataFile],
+        where: Mapping[str, str],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make the partitions `where` consist of exactly these files, in one commit.
+
+        Does nothing when they do already, as after a run that died just after its commit. Raises
+        UserError as `publish` does, and when another job has just published other files.
+        """
+        if self.holds(table.name, files, where):
+            return
+        generation = self.generation(table.name, app) + 1
+        self.publish(
+            table, app=app, generation=generation, files=files, replace=where, metadata=metadata
+        )
+        if not self.holds(table.name, files, where):
+            raise UserError(f"{app}: another job published other rows at this moment; run again")
+
     def append_rows(self, table: Table, frame: pl.DataFrame, *, app: str) -> int:
         """Add a few rows to a small table (`runs`, `models`), once for an application."""
         if self.generation(table.name, app) >= 1:

@@ -20,6 +20,14 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def bar() -> Progress:
+    """A bar with counts and the time left; hidden where nobody can see it move."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
 @ray.remote(num_cpus=0)
 class Board:
     """Where the ranks of a run write how far they are; the driver looks at it."""
@@ -55,16 +63,13 @@ def watched(title: str) -> Iterator[Any]:
 
 
 def _show(board: Any, title: str, stop: threading.Event) -> None:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    )  # fmt: skip
     shown = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(title, total=None)
+    with bar() as bars:
+        task = bars.add_task(title, total=None)
         while True:
             last = stop.wait(POLL_S)
             state = ray.get(board.read.remote())
-            bars.update(bar, completed=state["done"], total=state["total"] or None)
+            bars.update(task, completed=state["done"], total=state["total"] or None)
             for text in state["lines"][shown:]:
                 bars.console.print(text)
             shown = len(state["lines"])

@@ -14,7 +14,6 @@ import polars as pl
 import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.data.schema import UserError
 from ray_jobs.market.block import simulate_block
@@ -26,7 +25,7 @@ from ray_jobs.market.world import (
     SimulateConfig,
     world_sha256,
 )
-from ray_jobs.progress import console, say
+from ray_jobs.progress import bar, console, say
 from ray_jobs.storage import filesystem, put
 
 MANIFEST = "simulation.json"
@@ -94,16 +93,12 @@ def _finished(running: list[Any]) -> Iterator[dict[str, int]]:
 
 def _shown(results: Iterator[dict[str, int]], total: int) -> Iterator[dict[str, int]]:
     """The same results, with a bar in a terminal and at most ten lines in a log."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    terminal = console.is_terminal
-    with Progress(*columns, console=console, disable=not terminal) as bars:
-        bar = bars.add_task("simulate", total=total)
+    with bar() as bars:
+        task = bars.add_task("simulate", total=total)
         for done, result in enumerate(results, start=1):
-            bars.update(bar, completed=done)
+            bars.update(task, completed=done)
             line_is_due = done * LOG_LINES // total > (done - 1) * LOG_LINES // total
-            if line_is_due and not terminal:
+            if line_is_due and not console.is_terminal:
                 say(f"simulate: {done} of {total} parts")
             yield result
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
-from models.data.features import Features, features
+from models.data.features import Features, check_profile, features
 from models.data.history import History, no_events, view
 from models.data.rows import check_dates, label_columns, only_eligible, training_rows
 from models.data.schema import UserError
@@ -164,7 +164,7 @@ def _vocabulary(config: Config, tables: Tables) -> Vocabulary:
 
     event_types = words("event_type", config.features.max_event_types)
     check_event_types(event_types)
-    return Vocabulary(
+    vocabulary = Vocabulary(
         event_types=event_types,
         categories=words("category", config.features.max_categories),
         relations=graph.relations(tables),
@@ -172,6 +172,8 @@ def _vocabulary(config: Config, tables: Tables) -> Vocabulary:
         categorical=config.profile.categorical,
         levels={c: words(c, 32) for c in config.profile.categorical},
     )
+    check_profile(vocabulary)
+    return vocabulary
 
 
 def _graph_dates(config: Config, tables: Tables) -> list[datetime]:

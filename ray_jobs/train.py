@@ -1,5 +1,6 @@
 """`train`: a snapshot → a network fine-tuned by DDP ranks → calibrated → a candidate artifact."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -43,10 +44,11 @@ STEPS_A_REPORT = 5
 def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = None) -> Path:
     """Train on a snapshot, calibrate, save the artifact, register it as a candidate.
 
-    A run of the same `name` that was cut off goes on after its last epoch. Raises UserError.
+    A run that was cut off goes on after its last epoch. It is known by its `name`; by default,
+    by all that determines it. Raises UserError.
     """
     load_tokenizer(config.network.text.encoder)  # a wrong name is refused before ranks start
-    run = name or f"{Path(snapshot.folder).name}-{config.seed}"
+    run = name or _identity(config, snapshot)
     with watched("train") as board:
         try:
             result = _trainer(config, snapshot, run, board).fit()
@@ -61,6 +63,13 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     registry.register(lake, path, snapshot.versions, {"epochs": history})
     say(f"train: candidate {path.name}, the best of {len(history)} epochs")
     return path
+
+
+def _identity(config: Config, snapshot: Snapshot) -> str:
+    """A name that the snapshot and the configuration of network and training determine."""
+    parts = config.model_dump(mode="json", include={"seed", "network", "train"})
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{Path(snapshot.folder).name}-{digest}"
 
 
 def _trainer(config: Config, snapshot: Snapshot, run: str, board: Any) -> TorchTrainer:

@@ -5,6 +5,7 @@ up to 9·10¹¹ of the currency), so the same history gives the same bits for on
 in any order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from models.data.graph import MEASURES, social_columns
 from models.data.history import HistoryConfig, View, local_hour, local_weekday
+from models.data.schema import UserError
 from models.data.strict import Strict
 from models.data.vocabulary import UNKNOWN, Vocabulary
 
@@ -29,6 +31,9 @@ WHOLE = (  # of the whole history, and of the proposed transaction set against i
     "trend_n", "trend_sum", "tenure_d", "n_lifetime", "amount_median", "counterparties_30d",
     "proposed_amount", "proposed_to_median", "proposed_to_max_365d", "proposed_familiar",
 )  # fmt: skip
+
+
+BASE = ("user_key", "as_of", "baseline_date", "graph_date", "saturated")
 
 
 class FeatureConfig(Strict):
@@ -61,13 +66,25 @@ class Features:
 
 def tabular_columns(vocabulary: Vocabulary) -> tuple[str, ...]:
     """The tabular columns in order; fixed by the vocabulary that was fitted with the model."""
-    types = vocabulary.event_types
+    return (*_computed_columns(vocabulary.event_types), *vocabulary.numeric)
+
+
+def check_profile(vocabulary: Vocabulary) -> None:
+    """Raise UserError for a profile column that has the name of one computed here."""
+    ties = social_columns(vocabulary.relations)
+    taken = {"row", *BASE, *_computed_columns(vocabulary.event_types), *ties, *TIES}
+    for name in (*vocabulary.numeric, *vocabulary.categorical):
+        if name in taken:
+            raise UserError(f"profile: {name!r} is the name of a feature; rename the column")
+
+
+def _computed_columns(types: Sequence[str]) -> tuple[str, ...]:
     short = [f"{m}_{w}" for w, _ in SHORT_WINDOWS for m in ("n", "sum", "max")]
     long = [f"{m}_{w}" for w, _ in LONG_WINDOWS for m in ("n", "sum", "max", "night", "categories")]
     by_type = [f"{m}_{t}_{w}" for w, _ in LONG_WINDOWS for m in ("n", "sum") for t in types]
     trend = [f"trend_n_{t}" for t in types] + [f"trend_sum_{t}" for t in types]
     recency = ["recency_d", *(f"recency_{t}_d" for t in types)]
-    return (*short, *long, *by_type, *trend, *recency, *WHOLE, *vocabulary.numeric)
+    return (*short, *long, *by_type, *trend, *recency, *WHOLE)
 
 
 def features(view: View, vocabulary: Vocabulary, config: FeatureConfig) -> Features:
@@ -86,7 +103,7 @@ def features(view: View, vocabulary: Vocabulary, config: FeatureConfig) -> Featu
     _profile_numbers(columns, view, vocabulary, n)
     tabular = tabular_columns(vocabulary)
     frame = pl.DataFrame({name: columns[name] for name in tabular}, nan_to_null=True)
-    base = view.rows.select("row", "user_key", "as_of", "baseline_date", "graph_date", "saturated")
+    base = view.rows.select("row", *BASE)
     social = _social_names(vocabulary, config)
     lists = _lists(base, _sequences(view, vocabulary, config), _texts(view, config))
     parts = [base, frame, _categorical(view, vocabulary), _social(view, vocabulary, social), lists]

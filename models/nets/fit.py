@@ -34,8 +34,8 @@ class FitConfig(Strict):
     text_learning_rate: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of all steps
-    alone_weight: float = Field(default=1.0, ge=0)  # of each modality's own loss
-    clip_norm: float = Field(default=1.0, gt=0)
+    alone_weight: float = Field(default=0.5, ge=0)  # of each modality's own loss
+    clip_norm: float = Field(default=10.0, gt=0)
     patience: int = Field(default=2, ge=1)  # epochs without a better select loss
     precision: Literal["auto", "bf16", "fp32"] = "auto"
 

@@ -29,7 +29,7 @@ class Heads(nn.Module):
             nn.init.normal_(out.weight, std=0.02)
             with torch.no_grad():
                 out.bias.zero_()
-                out.bias[0] = logit(min(max(targets[name].rate, 1e-4), 1 - 1e-4))
+                out.bias[0] = base_logit(targets[name])
             self.heads[name] = nn.Sequential(nn.Linear(width, width), nn.GELU(), out)
 
     def forward(self, fused_BD: Tensor) -> dict[str, Tensor]:
@@ -63,28 +63,41 @@ class Alone(nn.Module):
 
     Trained together, the modality that learns fastest takes the gradient from the others. A loss
     of its own keeps each tower learning. Source: Wang, Tran and Feiszli 2020, "What makes training
-    multi-modal classification networks hard?".
+    multi-modal classification networks hard?". It starts at the base rates: the gradient of a
+    wrong constant is the same for every row, and drives all texts to one encoding.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], modalities: int, width: int) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        targets: Mapping[str, Target],
+        modalities: int,
+        width: int,
+    ) -> None:
         super().__init__()
         self.columns = [k for k, task in enumerate(tasks.values()) if task.kind == "binary"]
         self.weight_MDJ = nn.Parameter(torch.zeros(modalities, width, len(self.columns)))
-        self.bias_MJ = nn.Parameter(torch.zeros(modalities, len(self.columns)))
+        base = [base_logit(targets[name]) for name, task in tasks.items() if task.kind == "binary"]
+        self.bias_MJ = nn.Parameter(torch.tensor(base).repeat(modalities, 1))
 
     def forward(self, vectors_BMD: Tensor) -> Tensor:
         """[B, M, J] logits of the J binary tasks."""
         return torch.einsum("bmd,mdj->bmj", vectors_BMD, self.weight_MDJ) + self.bias_MJ
 
     def loss(self, logits_BMJ: Tensor, known_BM: Tensor, labels_BK: Tensor) -> Tensor:
-        """The mean cross-entropy over known modalities and labels."""
+        """The mean cross-entropy over rows with modality and label, summed over both."""
         y_BMJ = labels_BK[:, self.columns].unsqueeze(1).expand_as(logits_BMJ)
         known_BMJ = torch.isfinite(y_BMJ) & known_BM.unsqueeze(-1)
         y_BMJ = torch.where(known_BMJ, y_BMJ, torch.zeros_like(y_BMJ))
         loss_BMJ = functional.binary_cross_entropy_with_logits(
             logits_BMJ.float(), y_BMJ, reduction="none"
         )
-        return (loss_BMJ * known_BMJ).sum() / known_BMJ.sum().clamp(min=1)
+        return ((loss_BMJ * known_BMJ).sum(0) / known_BMJ.sum(0).clamp(min=1)).sum()
+
+
+def base_logit(target: Target) -> float:
+    """The log-odds of the fit role's rate, kept finite."""
+    return logit(min(max(target.rate, 1e-4), 1 - 1e-4))
 
 
 def spread(raw: Tensor) -> Tensor:

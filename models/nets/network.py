@@ -81,7 +81,7 @@ class Network(nn.Module):
         self.social = SocialTower(len(stats.social), width, dropout) if stats.social else None
         self.fusion = AttentionFusion(width)
         self.heads = Heads(tasks, stats.targets, width)
-        self.alone = Alone(tasks, len(MODALITIES), width)
+        self.alone = Alone(tasks, stats.targets, len(MODALITIES), width)
 
     def towers(self, batch: Batch, encoded_UE: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors [B, M, D] and whether each modality is there [B, M], in order of MODALITIES."""

@@ -12,6 +12,7 @@ from models.data.strict import Strict
 from models.nets.pooling import AttentionPool
 
 NUMBERS = 3  # amount, time gap, age
+EVENTS = 8.0  # of a kind among a user's last, about
 
 
 class BehaviourConfig(Strict):
@@ -50,7 +51,7 @@ class BehaviourTower(nn.Module):
             width, config.heads, 2 * width, dropout, "gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
-        self.pool = AttentionPool(width)
+        self.pool = AttentionPool(width, EVENTS)
         for embedding in (self.event_type, self.category, self.hour, self.weekday, self.position):
             nn.init.normal_(embedding.weight, std=0.3)
 

@@ -19,6 +19,7 @@ from models.data.schema import UserError
 from models.data.strict import Strict
 from models.nets.pooling import AttentionPool
 
+TEXTS = 2.0  # of a user, about
 MINILM = "minilm"  # sentence-transformers/all-MiniLM-L6-v2, as shipped by a PyPI wheel
 
 
@@ -111,7 +112,7 @@ class TextTower(nn.Module):
         self.age = nn.Linear(1, width)
         self.norm = nn.LayerNorm(width)
         self.drop = nn.Dropout(dropout)
-        self.pool = AttentionPool(width)
+        self.pool = AttentionPool(width, TEXTS)
         pad = encoder.config.pad_token_id or 0
         self.register_buffer("no_text", torch.full((1, 8), pad), persistent=False)
 

@@ -96,8 +96,8 @@ def save(folder: Path, spec: ModelSpec, network: Network, tokenizer: Tokenizer) 
 def load(folder: Path) -> Artifact:
     """Read a model. Raises UserError when a file is missing, added, or not as it was written."""
     verify(folder)
+    spec = load_spec(folder)
     try:
-        spec = ModelSpec.model_validate_json((folder / MODEL).read_text(encoding="utf-8"))
         network = Network(
             spec.network, spec.features, spec.stats, spec.tasks, empty_encoder(folder / "encoder")
         )
@@ -107,6 +107,15 @@ def load(folder: Path) -> Artifact:
         line = str(error).splitlines()[0]
         raise UserError(f"{folder}: written by another version of raycredit: {line}") from error
     return Artifact(sha256(folder), spec, network, cast(Tokenizer, tokenizer))
+
+
+def load_spec(folder: Path) -> ModelSpec:
+    """What a model is, without its weights. Raises UserError when it cannot be read."""
+    try:
+        return ModelSpec.model_validate_json((folder / MODEL).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"{folder}: written by another version of raycredit: {line}") from error
 
 
 def verify(folder: Path) -> None:

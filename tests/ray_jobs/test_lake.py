@@ -115,6 +115,20 @@ def test_holds(lake: Lake) -> None:
     assert lake.holds("labels", [], {**PART, "period": "2011-02"})
 
 
+def test_replacing_is_done_once_and_back_again(lake: Lake) -> None:
+    def replace(*files: DataFile) -> int:
+        lake.replace(LABELS, app="scores", files=files, where=PART)
+        return lake.version("labels")
+
+    old, new = part(lake, 1.0), part(lake, 2.0)
+    first = replace(old)
+    assert replace(old) == first
+    assert replace(new) == first + 1
+    assert values(lake) == [2.0]
+    assert replace(old) == first + 2
+    assert values(lake) == [1.0]
+
+
 def test_a_table_without_rows(lake: Lake) -> None:
     publish(lake, 1)
     assert lake.read("labels").is_empty()

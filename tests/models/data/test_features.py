@@ -14,12 +14,14 @@ from models.data.features import (
     AMOUNT_UNIT,
     FeatureConfig,
     Features,
+    check_profile,
     features,
     tabular_columns,
 )
 from models.data.graph import social_columns
 from models.data.history import History, HistoryConfig, no_events, view
 from models.data.rows import TIME
+from models.data.schema import UserError
 from models.data.vocabulary import Vocabulary
 
 Make = Callable[..., pl.DataFrame]
@@ -344,3 +346,11 @@ def test_ties_of_no_known_relation_give_no_columns(make_rows: Make) -> None:
     social = social.cast({"graph_date": TIME})
     known = made(no_events(), make_rows([(1, AS_OF), (2, AS_OF)]), social=social)
     assert known.social == () and known.frame.height == 2
+
+
+@pytest.mark.parametrize("kind", ["numeric", "categorical"])
+@pytest.mark.parametrize("name", ["n_30d", "sum_refund_90d", "user_key", "ties_bad"])
+def test_a_profile_column_may_not_take_the_name_of_a_feature(kind: str, name: str) -> None:
+    check_profile(Vocabulary(event_types=TYPES, **{kind: ("income",)}))
+    with pytest.raises(UserError, match=f"profile: '{name}' is the name of a feature"):
+        check_profile(Vocabulary(event_types=TYPES, **{kind: ("income", name)}))

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.data.stats import Target, logit
 from models.data.tasks import Task
 from models.nets.heads import (
+    Alone,
     Heads,
     expected_amount,
     most_log_amount,
@@ -167,3 +168,19 @@ def test_an_empty_batch() -> None:
     }
     assert made.loss(outputs, torch.zeros(0, 2)).tolist() == [[0, 0], [0, 0]]
     assert expected_amount(outputs["spend"], TARGET).shape == (0,)
+
+
+def test_a_modality_alone_starts_at_the_base_rates() -> None:
+    """Else its first gradients are one constant, which drives all texts to one encoding."""
+    alone = Alone(TASKS, TARGETS, modalities=2, width=8)
+    logits_BMJ = alone(torch.randn(5, 2, 8))
+    assert torch.sigmoid(logits_BMJ).flatten().tolist() == pytest.approx([0.07] * 10)
+
+
+def test_a_modality_that_is_not_there_has_no_loss_of_its_own() -> None:
+    alone = Alone(TASKS, TARGETS, modalities=2, width=8)
+    labels_BK = torch.tensor([[1.0, math.nan], [0.0, math.nan], [math.nan] * 2, [1.0, math.nan]])
+    known_BM = torch.tensor([[True, False], [True, True], [True, True], [True, False]])
+    expected = -(2 * math.log(0.07) + math.log(0.93)) / 3 - math.log(0.93)
+    loss = alone.loss(alone(torch.randn(4, 2, 8)), known_BM, labels_BK)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)

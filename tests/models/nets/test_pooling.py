@@ -32,7 +32,7 @@ def test_half_precision_scores_are_normalised_in_full() -> None:
 @given(MASKS)
 def test_steps_that_are_not_known_do_not_move_the_pool(masks: list[list[bool]]) -> None:
     torch.manual_seed(0)
-    pool = AttentionPool(8)
+    pool = AttentionPool(8, 2.0)
     known_BN = torch.tensor(masks, dtype=torch.bool).reshape(-1, 5)
     steps_BND = torch.randn(len(known_BN), 5, 8)
     other_BND = torch.where(known_BN.unsqueeze(-1), steps_BND, torch.full_like(steps_BND, 99.0))
@@ -41,6 +41,15 @@ def test_steps_that_are_not_known_do_not_move_the_pool(masks: list[list[bool]]) 
 
 
 def test_a_row_with_nothing_pools_to_the_bias() -> None:
-    pool = AttentionPool(8)
+    pool = AttentionPool(8, 2.0)
     pooled_BD = pool(torch.randn(3, 5, 8), torch.zeros(3, 5, dtype=torch.bool))
     assert torch.equal(pooled_BD, pool.out.bias.expand(3, 8))
+
+
+def test_the_pool_tells_how_often_the_same_step_stands_there() -> None:
+    torch.manual_seed(0)
+    pool = AttentionPool(8, 2.0)
+    steps_BND = torch.randn(8).expand(2, 5, 8)
+    known_BN = torch.tensor([[True] * 1 + [False] * 4, [True] * 4 + [False] * 1])
+    once_D, often_D = pool(steps_BND, known_BN)
+    assert not torch.allclose(once_D, often_D, atol=1e-3)
