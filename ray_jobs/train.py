@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from models.data.batch import Batch, Tokenizer, make_batch
 from models.data.schema import UserError
 from models.data.tasks import Role
-from models.nets.fit import Epoch, Loop
+from models.nets.fit import Epoch, Loop, alone
 from models.nets.network import Network
 from models.nets.text import load_encoder, load_tokenizer
 from models.scoring import artifact
@@ -147,8 +147,8 @@ def _rank(settings: dict[str, Any]) -> None:
             state = torch.load(Path(folder) / STATE, weights_only=True)
             history = json.loads((Path(folder) / HISTORY).read_text(encoding="utf-8"))
     loader = _Loader(config, snapshot, settings["board"])
-    model = prepare_model(network) if context.get_world_size() > 1 else network.to(get_device())
-    loop = Loop(model, config.train.loop, loader.steps, get_device())
+    wrap = prepare_model if context.get_world_size() > 1 else alone
+    loop = Loop(network, config.train.loop, loader.steps, get_device(), wrap)
     if state is not None:
         loop.resume(state)
     torch.manual_seed(config.seed + 1 + context.get_world_rank())  # dropout differs by rank

@@ -3,11 +3,13 @@
 Shapes: K tasks.
 """
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,9 +28,15 @@ ADVICE = "lower train.loop.learning_rate"
 
 
 class FitConfig(Strict):
-    """How long and how fast. `batch_rows` is per rank; learning rates are peak values."""
+    """How long and how fast. `batch_rows` is per rank; learning rates are peak values.
+
+    Epochs with a frozen encoder cost little, as each text is encoded once; the encoder is then
+    tuned for towers that already read it. Source: Kumar et al. 2022, "Fine-tuning can distort
+    pretrained features and underperform out-of-distribution".
+    """
 
     epochs: int = Field(default=3, ge=1)
+    frozen_epochs: int = Field(default=0, ge=0)  # the first ones, with the text encoder as it is
     batch_rows: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     text_learning_rate: float = Field(default=1e-4, gt=0)
@@ -56,27 +64,44 @@ class Epoch:
         return asdict(self)
 
 
+def alone(network: Network) -> nn.Module:
+    """What is called in a run of one rank: the network itself."""
+    return network
+
+
 class Loop:
-    """The state of a run on one rank: network, optimiser, schedule, the best epoch so far."""
+    """The state of a run on one rank: network, optimiser, schedule, the best epoch so far.
+
+    `wrap` makes of the network what is called in training, such as a DDP module. It is called
+    anew when the encoder thaws: DDP waits for a gradient of every parameter that it was given.
+    """
 
     def __init__(
-        self, model: nn.Module, config: FitConfig, steps_per_epoch: int, device: torch.device
+        self,
+        network: Network,
+        config: FitConfig,
+        steps_per_epoch: int,
+        device: torch.device,
+        wrap: Callable[[Network], nn.Module] = alone,
     ) -> None:
-        self.model = model
-        network = model if isinstance(model, Network) else model.module
-        assert isinstance(network, Network)
-        self.network = network
+        self.network = network.to(device)
         self.config = config
         self.device = device
-        self.optimizer = torch.optim.AdamW(_groups(self.network, config), fused=True)
-        total = max(1, config.epochs * steps_per_epoch)
+        self.wrap = wrap
+        self.model: nn.Module | None = None
+        groups = _groups(self.network, config)
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        total = config.epochs * steps_per_epoch
+        frozen = min(config.frozen_epochs, config.epochs) * steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _rate(step, total, config.warmup)
+            self.optimizer,
+            [partial(_rate, frozen if g["encoder"] else 0, total, config.warmup) for g in groups],
         )
         self.autocast = autocast(config.precision, device)
         self.next_epoch = 0
         self.best_loss = math.inf
         self.stale = 0
+        self.frozen = False
 
     def run(self, fit: Batches, select: Batches, done: Callable[[Epoch, "Loop"], None]) -> None:
         """Train epoch by epoch until the last, or until the select loss stops falling.
@@ -86,6 +111,7 @@ class Loop:
         """
         while self.next_epoch < self.config.epochs and self.stale < self.config.patience:
             epoch, start = self.next_epoch, time.perf_counter()
+            self._freeze(epoch < self.config.frozen_epochs)
             train = self._train(fit(epoch), epoch)
             seconds = time.perf_counter() - start
             loss = self._weighted(self._evaluate(select(epoch)))
@@ -119,9 +145,19 @@ class Loop:
         self.best_loss = state["best_loss"]
         self.stale = state["stale"]
 
+    def _freeze(self, frozen: bool) -> None:
+        """Freeze or thaw the encoder, if it is not so already."""
+        if self.model is not None and frozen == self.frozen:
+            return
+        self.model = None
+        gc.collect()  # a DDP module refers to itself, and leaves its hooks until it is collected
+        self.network.text.freeze(frozen)
+        self.frozen = frozen
+        self.model = self.wrap(self.network)
+
     def _train(self, batches: Iterable[Batch], epoch: int) -> Tensor:
         """[3, K]: sums and counts of the losses over all ranks, and the rows seen."""
-        self.model.train()
+        self.network.train()
         tasks = len(self.network.heads.tasks)
         total = torch.zeros(3, tasks, device=self.device)
         for step, batch in enumerate(batches):
@@ -131,6 +167,7 @@ class Loop:
         return _over_ranks(total)
 
     def _step(self, batch: Batch, where: str) -> Tensor:
+        assert self.model is not None
         batch = batch.to(self.device)
         with self.autocast():
             outputs = self.model(batch)
@@ -147,7 +184,7 @@ class Loop:
 
     @torch.no_grad()
     def _evaluate(self, batches: Iterable[Batch]) -> Tensor:
-        self.model.eval()
+        self.network.eval()
         total = torch.zeros(2, len(self.network.heads.tasks), device=self.device)
         for batch in batches:
             moved = batch.to(self.device)
@@ -201,13 +238,17 @@ def _groups(network: Network, config: FitConfig) -> list[dict[str, Any]]:
         matrices, rest = [p for p in own if p.dim() > 1], [p for p in own if p.dim() < 2]
         for parameters, decay in ((matrices, config.weight_decay), (rest, 0.0)):
             if parameters:
-                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+                own_rate = {"lr": rate, "weight_decay": decay, "encoder": is_encoder}
+                groups.append({"params": parameters, **own_rate})
     return groups
 
 
-def _rate(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up, then a cosine down to zero."""
+def _rate(start: int, end: int, warmup: float, step: int) -> float:
+    """Zero before `start`; linear warm-up, then a cosine down to zero at `end`."""
+    total, step = max(1, end - start), step - start
     first = warmup * total
+    if step < 0:
+        return 0.0
     if step < first:
         return (step + 1) / (first + 1)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - first) / (total - first))))

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from models.data.batch import Batch, Texts, Tokenizer
 from models.data.schema import UserError
 from models.data.strict import Strict
+from models.nets.encodings import Encodings
 from models.nets.pooling import AttentionPool
 
 TEXTS = 2.0  # of a user, about
@@ -115,6 +116,14 @@ class TextTower(nn.Module):
         self.pool = AttentionPool(width, TEXTS)
         pad = encoder.config.pad_token_id or 0
         self.register_buffer("no_text", torch.full((1, 8), pad), persistent=False)
+        self._trainable = [p for p in encoder.parameters() if p.requires_grad]
+        self._kept: Encodings | None = None
+
+    def freeze(self, frozen: bool) -> None:
+        """Keep the encoder as it is, and encodings by content; or train it (again)."""
+        for parameter in self._trainable:
+            parameter.requires_grad_(not frozen)
+        self._kept = Encodings() if frozen else None
 
     def encode(self, texts: Texts) -> Tensor:
         """[U, E] float32: the mean over each text's tokens.
@@ -125,6 +134,14 @@ class TextTower(nn.Module):
         if not texts.tokens:
             tokens = cast(Tensor, self.no_text)
             return self._mean(tokens, torch.ones_like(tokens))
+        if self._kept is None:
+            return self._encode(texts)
+        if self._kept.missing(texts.strings):
+            with torch.no_grad():
+                self._kept.add(texts.strings, self._encode(texts))
+        return self._kept.of(texts.strings)
+
+    def _encode(self, texts: Texts) -> Tensor:
         return torch.cat([self._mean(t, m) for t, m in zip(texts.tokens, texts.masks, strict=True)])
 
     def _mean(self, tokens_UL: Tensor, mask_UL: Tensor) -> Tensor:

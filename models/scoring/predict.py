@@ -14,11 +14,11 @@ from torch import Tensor
 from models.data.batch import Batch, Texts, Tokenizer, make_batch, make_texts
 from models.data.features import Features
 from models.data.stats import Stats
+from models.nets.encodings import Encodings
 from models.nets.heads import expected_amount
 from models.nets.network import Network
 
 ROWS = 512  # rows of a batch; bounds memory
-CACHED_TEXTS = 65_536  # encodings kept; 100 MB at a width of 384
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Encoded:
 class Predictor:
     """A network in evaluation mode with all that turns feature rows into its inputs.
 
-    Each distinct text is encoded once and kept by its content, up to `CACHED_TEXTS`.
+    Each distinct text is encoded once and kept by its content.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Predictor:
         self.stats = stats
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self._encodings: dict[str, Tensor] = {}
+        self._encodings = Encodings()
 
     @torch.inference_mode()
     def encode(self, features: Features) -> Iterator[Encoded]:
@@ -71,17 +71,12 @@ class Predictor:
 
     def _encode_texts(self, features: Features) -> None:
         distinct = features.frame["texts"].explode(empty_as_null=False).unique().sort().to_list()
-        new = [text for text in distinct if text not in self._encodings]
-        if not new:
-            return
-        if len(self._encodings) + len(new) > CACHED_TEXTS:
-            self._encodings.clear()
-            new = distinct
-        texts, _ = make_texts(new, self.tokenizer, self.max_tokens)
-        encoded_UE = self.network.text.encode(texts)
-        self._encodings.update(zip(texts.strings, encoded_UE, strict=True))
+        new = self._encodings.missing(distinct)
+        if new:
+            texts, _ = make_texts(new, self.tokenizer, self.max_tokens)
+            self._encodings.add(texts.strings, self.network.text.encode(texts))
 
     def _lookup(self, texts: Texts) -> Tensor:
         if not texts.strings:
             return self.network.text.encode(texts)
-        return torch.stack([self._encodings[text] for text in texts.strings])
+        return self._encodings.of(texts.strings)

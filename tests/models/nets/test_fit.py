@@ -1,5 +1,6 @@
 """The training loop: it learns, stops, resumes to the bit, and says where a loss went wrong."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -219,6 +220,36 @@ def test_frozen_layers_keep_their_weights(make_network: Make, batches: list[Batc
         assert parameter.requires_grad != torch.equal(parameter, before[name]), name
 
 
+def test_a_frozen_encoder_thaws(make_network: Make, batches: list[Batch]) -> None:
+    """Frozen epochs leave it as it is, to the bit; the ones after them do not."""
+    config = FitConfig(epochs=3, frozen_epochs=2, learning_rate=5e-3, patience=9, precision="fp32")
+    loop = Loop(make_network(), config, len(batches), CPU)
+    states = [{k: v.clone() for k, v in loop.network.text.encoder.state_dict().items()}]
+    towers = [loop.network.text.project.weight.detach().clone()]
+
+    def done(epoch: Epoch, loop: Loop) -> None:
+        encoder = loop.network.text.encoder.state_dict()
+        states.append({k: v.clone() for k, v in encoder.items()})
+        towers.append(loop.network.text.project.weight.detach().clone())
+
+    loop.run(lambda _: batches, lambda _: batches, done)
+    same = [all(torch.equal(now[k], states[0][k]) for k in now) for now in states]
+    assert same == [True, True, True, False]
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(towers))
+
+
+def test_a_frozen_epoch_is_what_an_encoder_at_rest_gives(
+    make_network: Make, batches: list[Batch]
+) -> None:
+    """Kept encodings are those that would have been made anew."""
+    frozen = FitConfig(epochs=2, frozen_epochs=2, precision="fp32")
+    at_rest = FitConfig(epochs=2, text_learning_rate=1e-30, weight_decay=0.0, precision="fp32")
+    kept = fitted(make_network(), frozen.model_copy(update={"weight_decay": 0.0}), batches)[1]
+    anew = fitted(make_network(), at_rest, batches)[1]
+    expected = [e.select_loss for e in anew]
+    assert [e.select_loss for e in kept] == pytest.approx(expected, rel=1e-4)
+
+
 def test_half_precision_trains_too(make_network: Make, batches: list[Batch]) -> None:
     losses = [
         fitted(make_network(), FitConfig(epochs=2, precision=precision), batches)[1][-1]
@@ -236,8 +267,9 @@ def test_full_precision_is_kept_when_asked_for() -> None:
         assert (one @ one).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("frozen", [0, 1, 3])
 def test_one_rank_of_a_distributed_run_trains_as_a_single_process(
-    make_network: Make, batches: list[Batch], tmp_path: Path
+    make_network: Make, batches: list[Batch], tmp_path: Path, frozen: int
 ) -> None:
     """Rows without texts, events, ties or labels too: DDP fails on a gradient that is missing."""
     bare = replace(
@@ -249,14 +281,13 @@ def test_one_rank_of_a_distributed_run_trains_as_a_single_process(
         labels_BK=torch.full_like(batches[0].labels_BK, math.nan),
     )
     rows = [batches[0], bare, batches[1]]
-    config = FitConfig(epochs=2, precision="fp32")
+    config = FitConfig(epochs=3, frozen_epochs=frozen, patience=9, precision="fp32")
     alone, epochs = fitted(make_network(), config, rows)
     distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )
     try:
-        model = DistributedDataParallel(make_network())
-        loop, own = Loop(model, config, len(rows), CPU), list[Epoch]()
+        loop, own = Loop(make_network(), config, len(rows), CPU, DistributedDataParallel), []
         loop.run(lambda _: rows, lambda _: rows, lambda epoch, _: own.append(epoch))
     finally:
         distributed.destroy_process_group()

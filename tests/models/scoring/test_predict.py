@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from models.data.batch import Texts, Tokenizer
 from models.data.features import FeatureConfig, Features
 from models.data.stats import Stats
+from models.nets import encodings
+from models.nets.encodings import Encodings
 from models.nets.heads import expected_amount
 from models.nets.network import Network
 from models.scoring import predict
@@ -74,7 +76,7 @@ def test_the_order_of_rows_changes_nothing(
 
 def test_what_was_encoded_before_changes_nothing(predictor: Predictor, known: Features) -> None:
     alone = predictor.raw(part(known, range(40, 50)))
-    predictor._encodings.clear()
+    predictor._encodings = Encodings()
     predictor.raw(known)
     assert_equal(alone, predictor.raw(part(known, range(40, 50))))
 
@@ -100,8 +102,8 @@ def test_a_full_cache_is_emptied_and_changes_nothing(
     predictor: Predictor, known: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = predictor.raw(known)
-    predictor._encodings.clear()
-    monkeypatch.setattr(predict, "CACHED_TEXTS", 12)
+    predictor._encodings = Encodings()
+    monkeypatch.setattr(encodings, "MOST", 12)
     slices = [range(i, i + 4) for i in range(0, known.frame.height, 4)]
     parts = []
     for rows in slices:
