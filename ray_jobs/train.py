@@ -13,7 +13,15 @@ import ray
 import ray.data
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.data import ExecutionOptions
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from safetensors.torch import load_file, save_file
@@ -104,6 +112,8 @@ def _trainer(config: Config, snapshot: Snapshot, run: str, board: Any) -> TorchT
                 checkpoint_score_order="min",
             ),
         ),
+        # every epoch gives a rank the same rows, whose texts it may have encoded already
+        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
         datasets={
             "fit": _dataset(snapshot, "fit"),
             "select": _dataset(snapshot, "select").limit(config.train.select_rows),
@@ -175,6 +185,7 @@ class _Loader:
         rows = snapshot.rows["fit"] // context.get_world_size()
         self.steps = -(-rows // config.train.loop.batch_rows)
         self.first_rank = context.get_world_rank() == 0
+        self._select: list[Batch] = []
 
     def fit(self, epoch: int) -> Any:
         """Batches of the fit role, users in another order every epoch.
@@ -194,11 +205,13 @@ class _Loader:
                 step += 1
                 yield self._batch(frame.slice(start, size))
 
-    def select(self, epoch: int) -> Any:
-        """Batches of the select role, the same at every epoch."""
-        shard = ray.train.get_dataset_shard("select")
-        for table in shard.iter_batches(batch_size=SELECT_ROWS, batch_format="pyarrow"):
-            yield self._batch(_frame(table))
+    def select(self, epoch: int) -> list[Batch]:
+        """Batches of the select role, the same at every epoch: `select_rows` bounds them."""
+        if not self._select:
+            shard = ray.train.get_dataset_shard("select")
+            tables = shard.iter_batches(batch_size=SELECT_ROWS, batch_format="pyarrow")
+            self._select = [self._batch(_frame(table)) for table in tables]
+        return self._select
 
     def _batch(self, frame: pl.DataFrame) -> Batch:
         labels = [f"y_{name}" for name in self.config.tasks]

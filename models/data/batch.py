@@ -44,6 +44,16 @@ class Texts:
         assert len(self.tokens) == len(self.masks)
         assert sum(len(t) for t in self.tokens) == len(self.strings)
 
+    def where(self, chosen: Sequence[bool]) -> "Texts":
+        """The chosen ones, in chunks as they were; at least one."""
+        keep = torch.tensor(chosen).split([len(t) for t in self.tokens])
+        some = [k for k in range(len(keep)) if keep[k].any()]
+        return Texts(
+            tokens=tuple(self.tokens[k][keep[k].to(self.tokens[k].device)] for k in some),
+            masks=tuple(self.masks[k][keep[k].to(self.masks[k].device)] for k in some),
+            strings=tuple(s for s, kept in zip(self.strings, chosen, strict=True) if kept),
+        )
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -136,9 +136,11 @@ class TextTower(nn.Module):
             return self._mean(tokens, torch.ones_like(tokens))
         if self._kept is None:
             return self._encode(texts)
-        if self._kept.missing(texts.strings):
+        new = set(self._kept.missing(texts.strings))
+        if new:
+            part = texts.where([text in new for text in texts.strings])
             with torch.no_grad():
-                self._kept.add(texts.strings, self._encode(texts))
+                self._kept.add(part.strings, self._encode(part))
         return self._kept.of(texts.strings)
 
     def _encode(self, texts: Texts) -> Tensor:

@@ -264,3 +264,16 @@ def test_texts_that_do_not_fit_together_are_a_fault() -> None:
     for tokens, strings in (((one,), ("a",)), ((), ("a",)), ((one,), ())):
         with pytest.raises(AssertionError):
             Texts(tokens=tokens, masks=(), strings=strings)
+
+
+def test_some_of_the_texts_keep_their_tokens() -> None:
+    strings = [f"text {'word ' * n}{n}" for n in range(40)]
+    texts, _ = make_texts(strings, load_tokenizer("minilm"), 32)
+    chosen = [n % 3 == 0 for n in range(40)]
+    some = texts.where(chosen)
+    assert some.strings == texts.strings[::3]
+    rows = [row for chunk in texts.tokens for row in chunk]
+    kept = [row for chunk in some.tokens for row in chunk]
+    assert all(torch.equal(a, b) for a, b in zip(kept, rows[::3], strict=True))
+    assert sum(len(mask) for mask in some.masks) == len(kept) == sum(chosen)
+    assert texts.where([n < 2 for n in range(40)]).strings == texts.strings[:2]
