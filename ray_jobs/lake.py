@@ -30,7 +30,7 @@ from models.data.schema import EVENTS, PARTITIONS, TIMESTAMP, Table, UserError
 from ray_jobs.storage import (
     DataFile,
     absolute,
-    digest_of,
+    digest_if_there,
     encode,
     filesystem,
     move,
@@ -260,8 +260,8 @@ class Lake:
     ) -> None:
         """Make the partitions `where` consist of exactly these files, in one commit.
 
-        Does nothing when they do already, as after a run that died just after its commit. Raises
-        UserError as `publish` does, and when another job has just published other files.
+        Does nothing when they do already. Raises UserError as `publish` does, and when another
+        job has just published other files.
         """
         if self.holds(table.name, files, where):
             return
@@ -278,8 +278,6 @@ class Lake:
             return self.version(table.name)
         file = self.write_part(table, frame, {})
         return self.publish(table, app=app, generation=1, files=[file])
-
-    # Runs
 
     def record_run(
         self,
@@ -335,8 +333,6 @@ class Lake:
         parsed = ("config", "table_versions", "counts")
         return [{**r, **{k: json.loads(r[k]) for k in parsed}} for r in rows.to_dicts()]
 
-    # Delta
-
     def _open(self, table: str, version: int | None = None) -> DeltaTable:
         try:
             return DeltaTable(self.url(table), version=version)
@@ -382,7 +378,8 @@ class Lake:
     def _verify(self, files: Sequence[DataFile]) -> None:
         """Every file lies where it should and is what was written."""
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            for file, found in zip(files, pool.map(_found, files), strict=True):
+            digests = pool.map(digest_if_there, [file.path for file in files])
+            for file, found in zip(files, digests, strict=True):
                 if found != (file.bytes, file.sha256):
                     state = "is missing" if found is None else "is not what was written"
                     raise UserError(f"{file.path} {state}: nothing was published; run again")
@@ -399,10 +396,3 @@ class Lake:
             data_change=True,
             stats=json.dumps({"numRecords": file.rows}),
         )
-
-
-def _found(file: DataFile) -> tuple[int, str] | None:
-    try:
-        return digest_of(file.path)
-    except FileNotFoundError:
-        return None

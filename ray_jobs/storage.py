@@ -135,6 +135,14 @@ def digest_of(path: str) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def digest_if_there(path: str) -> tuple[int, str] | None:
+    """The same; None when there is no such file."""
+    try:
+        return digest_of(path)
+    except FileNotFoundError:
+        return None
+
+
 def move(path: str, target: str) -> None:
     """Move a file to another place on the same file system, over what may lie there."""
     system, inner = filesystem(path)
