@@ -1,7 +1,6 @@
 """`backfill`: every user as of a date → scores, published for the whole date in one commit."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from datetime import UTC, date, datetime
@@ -22,7 +21,7 @@ from ray_jobs.config import Config
 from ray_jobs.parallel import over_actors, total
 from ray_jobs.progress import say
 from ray_jobs.snapshot import complete_until
-from ray_jobs.storage import DataFile, filesystem
+from ray_jobs.storage import DataFile, filesystem, short_digest
 from ray_jobs.tables import Tables
 
 
@@ -129,5 +128,4 @@ class ScoreBucket:
 
 def _identity(sha256: str, versions: dict[str, int], day: date) -> str:
     """What determines the content: the model, the data and the date."""
-    parts = json.dumps([sha256, versions, str(day)], sort_keys=True)
-    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+    return short_digest([sha256, versions, str(day)])

@@ -78,8 +78,6 @@ class Lake:
         """The path or URL of something in the lake."""
         return "/".join([self.root, *parts])
 
-    # Reading
-
     def exists(self, table: str) -> bool:
         """Whether the lake has this table."""
         return bool(DeltaTable.is_deltatable(self.url(table)))
@@ -168,8 +166,6 @@ class Lake:
                 "event_id that names its source, or none"
             )
         return once.sort(EVENTS.sort)
-
-    # Publishing
 
     def write_part(
         self, table: Table, frame: pl.DataFrame, partition: Mapping[str, Any]

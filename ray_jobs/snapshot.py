@@ -6,7 +6,6 @@
 Buckets are read, turned into rows and written one by one; nothing is shuffled.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from ray_jobs import graph
 from ray_jobs.config import Config
 from ray_jobs.parallel import over, total
 from ray_jobs.progress import say
+from ray_jobs.storage import short_digest
 from ray_jobs.tables import Tables
 
 MANIFEST = "snapshot.json"
@@ -238,4 +238,4 @@ def _identity(config: Config, versions: dict[str, int]) -> str:
             mode="json", include={"tasks", "split", "features", "profile", "roles", "lake"}
         ),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return short_digest(parts)

@@ -1,6 +1,5 @@
 """`train`: a snapshot → a network fine-tuned by DDP ranks → calibrated → a candidate artifact."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -29,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from models.data.batch import Batch, Tokenizer, make_batch
 from models.data.schema import UserError
 from models.data.tasks import Role
-from models.nets.fit import Epoch, Loop, alone
+from models.nets.fit import Epoch, Loop, unwrapped
 from models.nets.network import Network
 from models.nets.text import load_encoder, load_tokenizer
 from models.scoring import artifact
@@ -40,6 +39,7 @@ from ray_jobs.config import Config
 from ray_jobs.lake import Lake
 from ray_jobs.progress import say, watched
 from ray_jobs.snapshot import Snapshot
+from ray_jobs.storage import short_digest
 
 WEIGHTS = "network.safetensors"
 STATE = "loop.pt"
@@ -76,8 +76,7 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
 def _identity(config: Config, snapshot: Snapshot) -> str:
     """A name that the snapshot and the configuration of network and training determine."""
     parts = config.model_dump(mode="json", include={"seed", "network", "train"})
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{Path(snapshot.folder).name}-{digest}"
+    return f"{Path(snapshot.folder).name}-{short_digest(parts)}"
 
 
 def _trainer(config: Config, snapshot: Snapshot, run: str, board: Any) -> TorchTrainer:
@@ -157,7 +156,7 @@ def _rank(settings: dict[str, Any]) -> None:
             state = torch.load(Path(folder) / STATE, weights_only=True)
             history = json.loads((Path(folder) / HISTORY).read_text(encoding="utf-8"))
     loader = _Loader(config, snapshot, settings["board"])
-    wrap = prepare_model if context.get_world_size() > 1 else alone
+    wrap = prepare_model if context.get_world_size() > 1 else unwrapped
     loop = Loop(network, config.train.loop, loader.steps, get_device(), wrap)
     if state is not None:
         loop.resume(state)

@@ -64,7 +64,7 @@ class Epoch:
         return asdict(self)
 
 
-def alone(network: Network) -> nn.Module:
+def unwrapped(network: Network) -> nn.Module:
     """What is called in a run of one rank: the network itself."""
     return network
 
@@ -82,7 +82,7 @@ class Loop:
         config: FitConfig,
         steps_per_epoch: int,
         device: torch.device,
-        wrap: Callable[[Network], nn.Module] = alone,
+        wrap: Callable[[Network], nn.Module] = unwrapped,
     ) -> None:
         self.network = network.to(device)
         self.config = config
@@ -101,7 +101,6 @@ class Loop:
         self.next_epoch = 0
         self.best_loss = math.inf
         self.stale = 0
-        self.frozen = False
 
     def run(self, fit: Batches, select: Batches, done: Callable[[Epoch, "Loop"], None]) -> None:
         """Train epoch by epoch until the last, or until the select loss stops falling.
@@ -147,12 +146,11 @@ class Loop:
 
     def _freeze(self, frozen: bool) -> None:
         """Freeze or thaw the encoder, if it is not so already."""
-        if self.model is not None and frozen == self.frozen:
+        if self.model is not None and frozen == self.network.text.frozen:
             return
         self.model = None
         gc.collect()  # a DDP module refers to itself, and leaves its hooks until it is collected
         self.network.text.freeze(frozen)
-        self.frozen = frozen
         self.model = self.wrap(self.network)
 
     def _train(self, batches: Iterable[Batch], epoch: int) -> Tensor:

@@ -27,7 +27,8 @@ class AttentionPool(nn.Module):
         weight_BN = masked_softmax(score_BN, known_BN).to(steps_BND.dtype)
         gate_BN = torch.sigmoid(self.gate(steps_BND).squeeze(-1)) * known_BN / self.scale
         pooled_B2D = torch.stack([weight_BN, gate_BN], 1) @ steps_BND
-        return self.out(pooled_B2D.flatten(1))  # type: ignore[no-any-return]  # torch: Any
+        pooled_BD: Tensor = self.out(pooled_B2D.flatten(1))
+        return pooled_BD
 
 
 def masked_softmax(score_BN: Tensor, known_BN: Tensor) -> Tensor:

@@ -119,6 +119,11 @@ class TextTower(nn.Module):
         self._trainable = [p for p in encoder.parameters() if p.requires_grad]
         self._kept: Encodings | None = None
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as it is."""
+        return self._kept is not None
+
     def freeze(self, frozen: bool) -> None:
         """Keep the encoder as it is, and encodings by content; or train it (again)."""
         for parameter in self._trainable:

@@ -95,7 +95,6 @@ def save(folder: Path, spec: ModelSpec, network: Network, tokenizer: Tokenizer) 
 
 def load(folder: Path) -> Artifact:
     """Read a model. Raises UserError when a file is missing, added, or not as it was written."""
-    verify(folder)
     spec = load_spec(folder)
     try:
         network = Network(
@@ -110,7 +109,8 @@ def load(folder: Path) -> Artifact:
 
 
 def load_spec(folder: Path) -> ModelSpec:
-    """What a model is, without its weights. Raises UserError when it cannot be read."""
+    """What a model is, without its weights; checked as `load` does. Raises UserError."""
+    verify(folder)
     try:
         return ModelSpec.model_validate_json((folder / MODEL).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
