@@ -136,6 +136,8 @@ def test_one_changed_byte_is_named(model: Path, name: str) -> None:
     for at in (0, len(content) // 3, len(content) - 1):
         (model / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         assert refusal(model) == f"{model / name}: changed since it was written (SHA-256 differs)"
+        with pytest.raises(UserError, match="changed since it was written"):
+            artifact.load_spec(model)  # even when the damage is in the weights
     (model / name).write_bytes(content)
     artifact.load(model)
 
