@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 from models.data.batch import Batch
 from models.data.schema import UserError
 from models.data.strict import Strict
+from models.nets.average import Average
 from models.nets.network import Network
 
 Batches = Callable[[int], Iterable[Batch]]  # of an epoch
@@ -44,6 +45,7 @@ class FitConfig(Strict):
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of all steps
     alone_weight: float = Field(default=0.5, ge=0)  # of each modality's own loss
     clip_norm: float = Field(default=10.0, gt=0)
+    average_decay: float = Field(default=0.99, ge=0, lt=1)  # a step; of the weights that are kept
     patience: int = Field(default=2, ge=1)  # epochs without a better select loss
     precision: Literal["auto", "bf16", "fp32"] = "auto"
 
@@ -97,6 +99,7 @@ class Loop:
             self.optimizer,
             [partial(_rate, frozen if g["encoder"] else 0, total, config.warmup) for g in groups],
         )
+        self.average = Average(self.network, config.average_decay)
         self.autocast = autocast(config.precision, device)
         self.next_epoch = 0
         self.best_loss = math.inf
@@ -105,32 +108,32 @@ class Loop:
     def run(self, fit: Batches, select: Batches, done: Callable[[Epoch, "Loop"], None]) -> None:
         """Train epoch by epoch until the last, or until the select loss stops falling.
 
-        `done` is called after each epoch on every rank. Raises UserError on a loss that is not
-        finite, with its epoch and step.
+        `done` is called after each epoch on every rank, while the network has its averaged
+        weights. Raises UserError on a loss that is not finite, with its epoch and step.
         """
         while self.next_epoch < self.config.epochs and self.stale < self.config.patience:
             epoch, start = self.next_epoch, time.perf_counter()
             self._freeze(epoch < self.config.frozen_epochs)
             train = self._train(fit(epoch), epoch)
             seconds = time.perf_counter() - start
-            loss = self._weighted(self._evaluate(select(epoch)))
-            if not math.isfinite(loss):
-                raise UserError(f"epoch {epoch}: the select loss is {loss}; {ADVICE}")
-            best = loss < self.best_loss
-            self.best_loss = min(loss, self.best_loss)
-            self.stale = 0 if best else self.stale + 1
-            self.next_epoch += 1
-            rows = float(train[2, 0])
-            result = Epoch(
-                epoch, self._weighted(train[:2]), loss, best, seconds, rows / max(seconds, 1e-9)
-            )
-            done(result, self)
+            with self.average.applied():
+                loss = self._weighted(self._evaluate(select(epoch)))
+                if not math.isfinite(loss):
+                    raise UserError(f"epoch {epoch}: the select loss is {loss}; {ADVICE}")
+                best = loss < self.best_loss
+                self.best_loss = min(loss, self.best_loss)
+                self.stale = 0 if best else self.stale + 1
+                self.next_epoch += 1
+                rows = float(train[2, 0])
+                mean = self._weighted(train[:2])
+                done(Epoch(epoch, mean, loss, best, seconds, rows / max(seconds, 1e-9)), self)
 
     def state(self) -> dict[str, Any]:
         """What a run needs to go on after this epoch, beside the network's weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "average": self.average.state(),
             "next_epoch": self.next_epoch,
             "best_loss": self.best_loss,
             "stale": self.stale,
@@ -140,6 +143,7 @@ class Loop:
         """Go on from `state()`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.average.resume(state["average"])
         self.next_epoch = state["next_epoch"]
         self.best_loss = state["best_loss"]
         self.stale = state["stale"]
@@ -178,6 +182,7 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
+        self.average.update()
         return sums
 
     @torch.no_grad()
