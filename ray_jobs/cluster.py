@@ -41,6 +41,8 @@ def start(config: ClusterConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
         return
+    # a task has one CPU: with a thread a core in each, tasks of Polars would crowd each other out
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
     ray.init(
         num_cpus=config.num_cpus or max(LEAST_CPUS, os.cpu_count() or 1),
         object_store_memory=config.object_store_mb << 20,

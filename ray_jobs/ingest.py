@@ -26,6 +26,7 @@ from models.data.schema import (
 )
 from models.data.source import Source
 from ray_jobs.account import Account, Count, Part, from_stored, to_stored
+from ray_jobs.exchange import Block
 from ray_jobs.files import SAFE, SourceFile, find
 from ray_jobs.lake import Lake
 from ray_jobs.parallel import over
@@ -37,7 +38,6 @@ from ray_jobs.staging import (
     Merged,
     Plan,
     RejectedUnit,
-    RowGroup,
     RowsUnit,
     Staged,
     Unit,
@@ -211,19 +211,19 @@ def _user_sources(plan: Plan) -> frozenset[str]:
 
 def _units(plan: Plan, staged: Sequence[Staged]) -> list[Unit]:
     """The work of the second stage: buckets of sources and periods, identities, rejected rows."""
-    rows: dict[tuple[str, str, int], list[RowGroup]] = defaultdict(list)
-    identities: dict[int, list[RowGroup]] = defaultdict(list)
-    users: dict[int, list[RowGroup]] = defaultdict(list)
+    rows: dict[tuple[str, str, int], list[Block]] = defaultdict(list)
+    identities: dict[int, list[Block]] = defaultdict(list)
+    users: dict[int, list[Block]] = defaultdict(list)
     rejected: dict[Part, list[str]] = defaultdict(list)
     broken: dict[Part, list[tuple[str, str]]] = defaultdict(list)
     for s in staged:
         part = (s.file.source, s.file.period)
-        for bucket, group in _groups(s.rows):
-            rows[*part, bucket].append(group)
-        for bucket, group in _groups(s.identities):
-            identities[bucket].append(group)
+        for bucket, block in s.rows.items():
+            rows[*part, bucket].append(block)
+        for bucket, block in s.identities.items():
+            identities[bucket].append(block)
             if plan.sources[s.file.source].table in _USERS_COME_FROM:
-                users[bucket].append(group)
+                users[bucket].append(block)
         if s.rejected is not None:
             rejected[part].append(s.rejected.path)
         if s.unreadable is not None:
@@ -234,14 +234,14 @@ def _units(plan: Plan, staged: Sequence[Staged]) -> list[Unit]:
             source=source,
             period=period,
             bucket=bucket,
-            groups=tuple(groups),
+            blocks=tuple(blocks),
             known=tuple(users[bucket]) if source in labels else (),
         )
-        for (source, period, bucket), groups in sorted(rows.items())
+        for (source, period, bucket), blocks in sorted(rows.items())
     ]
     units += [
-        IdentitiesUnit(bucket=bucket, groups=tuple(groups))
-        for bucket, groups in sorted(identities.items())
+        IdentitiesUnit(bucket=bucket, blocks=tuple(blocks))
+        for bucket, blocks in sorted(identities.items())
     ]
     units += [
         RejectedUnit(
@@ -253,11 +253,6 @@ def _units(plan: Plan, staged: Sequence[Staged]) -> list[Unit]:
         for part in sorted({*rejected, *broken})
     ]
     return units
-
-
-def _groups(file: DataFile | None) -> list[tuple[int, RowGroup]]:
-    """The buckets of a staged file, each with its row group."""
-    return [] if file is None else [(b, (file.path, at)) for at, b in enumerate(file.groups)]
 
 
 def _check(

@@ -172,7 +172,7 @@ class Lake:
     ) -> DataFile:
         """Write rows as a data file that is named by its content; not yet published."""
         folder = "/".join([table.name, *(f"{name}={value}" for name, value in partition.items())])
-        content, _ = encode(frame, table, {name: str(v) for name, v in partition.items()})
+        content = encode(frame, table, {name: str(v) for name, v in partition.items()})
         digest = hashlib.sha256(content).hexdigest()
         path = self.url(folder, f"part-{digest[:32]}.parquet")
         put(content, path)

@@ -20,10 +20,17 @@ def read_secret(config: Config) -> bytes:
             raise UserError(f"secret_file {config.secret_file}: cannot be read") from error
     else:
         secret = os.environ.get(SECRET_ENV, "").encode()
-    if len(secret) < LEAST_BYTES:
+    if len(secret) < LEAST_BYTES or not _is_text(secret):
         where = config.secret_file or f"environment variable {SECRET_ENV}"
-        raise UserError(f"{where}: a secret of at least {LEAST_BYTES} bytes was expected")
+        raise UserError(f"{where}: a secret of at least {LEAST_BYTES} bytes of text was expected")
     return secret
+
+
+def _is_text(secret: bytes) -> bool:
+    try:
+        return bool(secret.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def make_secret(path: str) -> None:

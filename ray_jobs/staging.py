@@ -1,29 +1,28 @@
 """The tasks of an ingest. Each reads and writes files; only counts come back to the driver.
 
-1. `stage`: a slice of a source file → one staged file, a row group a bucket.
-2. `merge`: a bucket's row groups of all staged files → the final, sorted file of the bucket.
+1. `stage`: a slice of a source file → one staged file, a block a bucket.
+2. `merge`: a bucket's blocks of all staged files → the final, sorted file of the bucket.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import polars as pl
-import pyarrow as pa
 
-from models.data.clean import ORIGIN, Cleaner, conform, dedupe
+from models.data.clean import Cleaner, conform, dedupe
 from models.data.keys import check_identities
 from models.data.mapping import Mapped, check_seen, open_schema, resolve
 from models.data.schema import IDENTITIES, REJECTED, Table, empty
 from models.data.source import Source
 from ray_jobs.account import Part
+from ray_jobs.exchange import Block, read_blocks, write_blocks
 from ray_jobs.files import Batch, Slice, SourceFile, UnreadableError, batches, schema_of, slices
 from ray_jobs.lake import Lake
 from ray_jobs.storage import DataFile, digest_of, read_file, write_file
 
-RowGroup = tuple[str, int]  # a staged file, and a row group of it
 UNKNOWN_USER = "unknown user: neither events nor users name them"
 
 
@@ -68,8 +67,8 @@ class Staged:
     duplicates: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     first: tuple[int, str] | None = None  # the first rejected row, and why
-    rows: DataFile | None = None
-    identities: DataFile | None = None
+    rows: Mapping[int, Block] = field(default_factory=dict)  # by bucket
+    identities: Mapping[int, Block] = field(default_factory=dict)
     rejected: DataFile | None = None
     unreadable: str | None = None
 
@@ -81,8 +80,8 @@ class RowsUnit:
     source: str
     period: str
     bucket: int
-    groups: tuple[RowGroup, ...]
-    known: tuple[RowGroup, ...] = ()
+    blocks: tuple[Block, ...]
+    known: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ class IdentitiesUnit:
     """A bucket's identities, of every source and period that this ingest brings."""
 
     bucket: int
-    groups: tuple[RowGroup, ...]
+    blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,26 +225,10 @@ def _stage_batch(
         duplicates=cleaned.duplicates,
         reasons=Counter(rejected["reason"].to_list()),
         first=rejected.select("row", "reason").row(0) if rejected.height else None,
-        rows=_write(cleaned.accepted, _staged_table(table), f"{stem}.rows"),
-        identities=_write(cleaned.identities, IDENTITIES, f"{stem}.identities"),
-        rejected=_write(rejected, REJECTED, f"{stem}.rejected", by_bucket=False),
+        rows=write_blocks(cleaned.accepted, f"{stem}.rows"),
+        identities=write_blocks(cleaned.identities, f"{stem}.identities"),
+        rejected=write_file(rejected, REJECTED, f"{stem}.parquet") if rejected.height else None,
     )
-
-
-def _write(
-    frame: pl.DataFrame, table: Table, stem: str, *, by_bucket: bool = True
-) -> DataFile | None:
-    if frame.is_empty():
-        return None
-    return write_file(frame, table, f"{stem}.parquet", by_bucket=by_bucket)
-
-
-def _staged_table(table: Table) -> Table:
-    """Labels keep where they came from, as their user may turn out to be unknown."""
-    if table.name != "labels":
-        return table
-    origin = [REJECTED.schema.field(name) for name in ORIGIN]
-    return replace(table, schema=pa.schema([*table.schema, *origin]))
 
 
 def _rejected(rows: pl.DataFrame, file: SourceFile) -> pl.DataFrame:
@@ -254,20 +237,16 @@ def _rejected(rows: pl.DataFrame, file: SourceFile) -> pl.DataFrame:
     return conform(named.with_columns(file=pl.lit(file.name)), REJECTED)
 
 
-def _read(groups: tuple[RowGroup, ...], columns: list[str] | None = None) -> pl.DataFrame:
-    return pl.concat([read_file(path, row_groups=[g], columns=columns) for path, g in groups])
-
-
 def _merge_rows(plan: Plan, earlier: Earlier, unit: RowsUnit) -> list[Merged]:
     table, part = plan.table_of(unit.source), (unit.source, unit.period)
-    lake, rows, merged = Lake(plan.folder), _read(unit.groups), list[Merged]()
+    lake, rows, merged = Lake(plan.folder), read_blocks(unit.blocks), list[Merged]()
     partition = {"source": unit.source, "period": unit.period}
     if table.name == "labels":
         stays = earlier.identities(plan.lake, unit.bucket)
         stays = stays.filter(pl.col("source").is_in(list(earlier.user_sources)))
         keys = stays["user_key"]
         if unit.known:
-            keys = pl.concat([keys, _read(unit.known, ["user_key"])["user_key"]])
+            keys = pl.concat([keys, read_blocks(unit.known, ["user_key"])["user_key"]])
         is_known = pl.col("user_key").is_in(keys.unique().implode())
         unknown = rows.filter(~is_known).with_columns(reason=pl.lit(UNKNOWN_USER))
         unknown = conform(unknown, REJECTED).sort(REJECTED.sort)
@@ -292,7 +271,7 @@ def _merge_rows(plan: Plan, earlier: Earlier, unit: RowsUnit) -> list[Merged]:
 
 
 def _merge_identities(plan: Plan, earlier: Earlier, unit: IdentitiesUnit) -> list[Merged]:
-    rows = _read(unit.groups).unique()
+    rows = read_blocks(unit.blocks).unique()
     check_identities(pl.concat([rows, earlier.identities(plan.lake, unit.bucket)]))
     merged = []
     for (source, period), part in rows.partition_by("source", "period", as_dict=True).items():

@@ -25,7 +25,6 @@ class DataFile:
     rows: int
     bytes: int
     sha256: str
-    groups: Sequence[int] = ()  # the bucket of each row group of a file of many buckets
 
 
 def absolute(path: str) -> str:
@@ -48,27 +47,19 @@ def partition_of(path: str) -> dict[str, str]:
     return {name: value for name, _, value in reversed(pairs)}
 
 
-def write_file(
-    frame: pl.DataFrame, table: Table, path: str, *, by_bucket: bool = False
-) -> DataFile:
+def write_file(frame: pl.DataFrame, table: Table, path: str) -> DataFile:
     """Write rows as one Parquet file, whole or not at all: zstd, page checksums.
 
-    The columns and types are the table's, without those that the path's folders give. With
-    `by_bucket`, each bucket that has rows is one row group. The same rows give the same bytes.
+    The columns and types are the table's, without those that the path's folders give. The same
+    rows give the same bytes.
     """
-    content, groups = encode(frame, table, partition_of(path), by_bucket=by_bucket)
+    content = encode(frame, table, partition_of(path))
     put(content, path)
-    digest = hashlib.sha256(content).hexdigest()
-    return DataFile(absolute(path), frame.height, len(content), digest, groups)
+    return DataFile(absolute(path), frame.height, len(content), hashlib.sha256(content).hexdigest())
 
 
-def read_file(
-    path: str,
-    *,
-    row_groups: Sequence[int] | None = None,
-    columns: Sequence[str] | None = None,
-) -> pl.DataFrame:
-    """Read a Parquet file, or some of its row groups and columns, verifying page checksums.
+def read_file(path: str, *, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read a Parquet file, or some of its columns, verifying page checksums.
 
     Columns that the file does not have are left out. Raises OSError when the file cannot be read
     or a byte is not the one that was written.
@@ -77,10 +68,9 @@ def read_file(
     try:
         with system.open_input_file(inner) as stream:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
-            groups = range(file.num_row_groups) if row_groups is None else row_groups
             there = file.schema_arrow.names
             names = there if columns is None else [c for c in columns if c in there]
-            rows = file.read_row_groups(list(groups), columns=names)
+            rows = file.read(columns=names)
     except (pa.ArrowException, OSError) as error:
         raise OSError(f"{path}: {error}") from error
     frame = pl.from_arrow(rows)
@@ -88,22 +78,16 @@ def read_file(
     return frame
 
 
-def encode(
-    frame: pl.DataFrame, table: Table, partition: dict[str, str], *, by_bucket: bool = False
-) -> tuple[bytes, tuple[int, ...]]:
-    """The bytes of a Parquet file, and the bucket of each of its row groups."""
+def encode(frame: pl.DataFrame, table: Table, partition: dict[str, str]) -> bytes:
+    """The bytes of a Parquet file. Numbers of many values are not worth a dictionary."""
     schema = pa.schema([field for field in table.schema if field.name not in partition])
-    parts, groups = [frame], tuple[int, ...]()
-    if by_bucket:
-        ordered = frame.sort("bucket", maintain_order=True)
-        parts = ordered.partition_by("bucket", maintain_order=True)
-        groups = tuple(int(part["bucket"][0]) for part in parts)
+    worth = [f.name for f in schema if pa.types.is_string(f.type) or f.name == "user_key"]
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
-        for part in parts:
-            rows = part.select(schema.names).to_arrow().cast(schema)
-            writer.write_table(rows, row_group_size=max(rows.num_rows, 1) if by_bucket else None)
-    return sink.getvalue().to_pybytes(), groups
+    options = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": worth}
+    with pq.ParquetWriter(sink, schema, **options) as writer:
+        writer.write_table(frame.select(schema.names).to_arrow().cast(schema))
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def put(content: bytes, path: str) -> None:

@@ -22,17 +22,22 @@ _U64 = npt.NDArray[np.uint64]
 
 def user_key(secret: bytes, user_id: str) -> int:
     """The first 8 bytes of HMAC-SHA256(secret, id), big-endian, as a signed integer."""
-    digest = hmac.digest(secret, user_id.encode(), "sha256")
-    return int.from_bytes(digest[:8], "big", signed=True)
+    return int(keys_of(secret, pl.Series([user_id]))[0])
 
 
 def keys_of(secret: bytes, ids: pl.Series) -> pl.Series:
-    """`user_key` of each id of a text column, int64; null stays null. Each id is keyed once."""
-    unique = ids.drop_nulls().unique()
-    keys = pl.Series([user_key(secret, i) for i in unique.to_list()], dtype=pl.Int64)
-    pairs = pl.DataFrame({"id": unique, "key": keys})
+    """`user_key` of each id of a text column, int64; null stays null. Each id is keyed once.
+
+    `secret`: UTF-8 text.
+    """
+    pairs = ids.drop_nulls().unique().to_frame("id").with_columns(key=_hmac64(secret.decode()))
     joined = pl.DataFrame({"id": ids}).join(pairs, on="id", how="left", maintain_order="left")
     return joined["key"].alias(ids.name)
+
+
+def _hmac64(secret: str) -> pl.Expr:
+    digits = plh.col("id").chash.hmac_sha256(key=secret).str.head(16)
+    return digits.str.to_integer(base=16, dtype=pl.UInt64).reinterpret(signed=True)
 
 
 def secret_check(secret: bytes) -> str:

@@ -10,15 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
+from models.data.clean import conform
 from models.data.keys import user_key
 from models.data.schema import IDENTITIES, UserError
 from models.data.source import Source
 from ray_jobs import ingest as job
 from ray_jobs.account import Account
+from ray_jobs.exchange import write_blocks
 from ray_jobs.ingest import ingest
 from ray_jobs.lake import Lake
 from ray_jobs.staging import Earlier, IdentitiesUnit, Plan, merge
-from ray_jobs.storage import write_file
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -294,12 +295,12 @@ def test_another_secret_or_bucket_count_is_refused(lake: Lake, raw: Path) -> Non
 
 def test_two_ids_on_one_key_stop_the_job(tmp_path: Path, lake: Lake) -> None:
     rows = {"user_key": [1, 1], "user_id": ["anna", "bob"], "source": ["shop"] * 2}
-    frame = pl.DataFrame({**rows, "period": ["all"] * 2, "bucket": [0, 0]})
-    file = write_file(frame, IDENTITIES, str(tmp_path / "ids.parquet"), by_bucket=True)
+    frame = conform(pl.DataFrame({**rows, "period": ["all"] * 2, "bucket": [0, 0]}), IDENTITIES)
+    blocks = write_blocks(frame, str(tmp_path / "ids"))
     plan = Plan(
         lake=lake, folder=str(tmp_path), sources={}, tables={}, buckets=1, secret=SECRET, now=NOW
     )
-    unit = IdentitiesUnit(bucket=0, groups=((file.path, 0),))
+    unit = IdentitiesUnit(bucket=0, blocks=(blocks[0],))
     with pytest.raises(UserError, match="2 user ids share the key 1"):
         merge(plan, Earlier(frozenset(), frozenset()), unit)
 

@@ -29,20 +29,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     file = write_file(ROWS, TABLE, str(tmp_path / "new" / "t.parquet"))
     assert_frame_equal(read_file(file.path), ROWS)
     assert digest_of(file.path) == (file.bytes, file.sha256)
-    assert (file.rows, file.groups) == (4, ())
+    assert file.rows == 4
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["t.parquet"]
     again = write_file(ROWS, TABLE, str(tmp_path / "again.parquet"))
     assert again.sha256 == file.sha256
-
-
-def test_one_row_group_for_each_bucket_that_has_rows(tmp_path: Path) -> None:
-    file = write_file(ROWS, TABLE, str(tmp_path / "t.parquet"), by_bucket=True)
-    assert file.groups == (0, 2)
-    assert read_file(file.path, row_groups=[1])["k"].to_list() == [1, 3]
-    assert pq.read_metadata(file.path).num_row_groups == 2
-    nothing = write_file(ROWS.clear(), TABLE, str(tmp_path / "e.parquet"), by_bucket=True)
-    assert (nothing.rows, nothing.groups) == (0, ())
-    assert read_file(nothing.path).is_empty()
 
 
 def test_columns_that_the_folders_give_are_not_in_the_file(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Rows change hands through storage: each task writes one file, with one block a bucket.
+
+A block is an Arrow IPC stream (lz4), found by its place in the file and known by its CRC-32.
+"""
+
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from ray_jobs.storage import filesystem, put
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where the rows of one bucket lie."""
+
+    path: str
+    offset: int
+    length: int
+    crc32: int
+
+
+def write_blocks(frame: pl.DataFrame, path: str) -> dict[int, Block]:
+    """Write rows as a file of blocks, whole or not at all; bucket → block.
+
+    `frame` has a column `bucket`; the rows of a bucket keep their order.
+    """
+    blocks: dict[int, Block] = {}
+    content = io.BytesIO()
+    for (bucket,), rows in frame.partition_by("bucket", maintain_order=True, as_dict=True).items():
+        start = content.tell()
+        rows.write_ipc_stream(content, compression="lz4")
+        crc32 = zlib.crc32(content.getbuffer()[start:])
+        blocks[int(bucket)] = Block(path, start, content.tell() - start, crc32)
+    if blocks:
+        put(content.getvalue(), path)
+    return blocks
+
+
+def read_blocks(blocks: Sequence[Block], columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """The rows of one block or more, in order. Raises OSError when a byte is not as written."""
+    return pl.concat([_read(block, columns) for block in blocks])
+
+
+def _read(block: Block, columns: Sequence[str] | None) -> pl.DataFrame:
+    system, inner = filesystem(block.path)
+    with system.open_input_file(inner) as file:
+        file.seek(block.offset)
+        content = file.read(block.length)
+    if zlib.crc32(content) != block.crc32:
+        raise OSError(f"{block.path}: the bytes at {block.offset} are not those written")
+    rows = pl.read_ipc_stream(content)
+    return rows if columns is None else rows.select(columns)
