@@ -26,17 +26,18 @@ class Block:
 def write_blocks(frame: pl.DataFrame, path: str) -> dict[int, Block]:
     """Write rows as a file of blocks, whole or not at all; bucket → block.
 
-    `frame` has a column `bucket`; the rows of a bucket keep their order.
+    `frame` has a column `bucket`, the blocks have not; the rows of a bucket keep their order.
     """
     blocks: dict[int, Block] = {}
     content = io.BytesIO()
-    for (bucket,), rows in frame.partition_by("bucket", maintain_order=True, as_dict=True).items():
+    parts = frame.partition_by("bucket", maintain_order=True, include_key=False, as_dict=True)
+    for (bucket,), rows in parts.items():
         start = content.tell()
         rows.write_ipc_stream(content, compression="lz4")
         crc32 = zlib.crc32(content.getbuffer()[start:])
         blocks[int(bucket)] = Block(path, start, content.tell() - start, crc32)
     if blocks:
-        put(content.getvalue(), path)
+        put(content.getbuffer(), path)
     return blocks
 
 

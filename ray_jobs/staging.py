@@ -225,7 +225,7 @@ def _stage_batch(
         duplicates=cleaned.duplicates,
         reasons=Counter(rejected["reason"].to_list()),
         first=rejected.select("row", "reason").row(0) if rejected.height else None,
-        rows=write_blocks(cleaned.accepted, f"{stem}.rows"),
+        rows=write_blocks(cleaned.accepted.drop("source", "period"), f"{stem}.rows"),
         identities=write_blocks(cleaned.identities, f"{stem}.identities"),
         rejected=write_file(rejected, REJECTED, f"{stem}.parquet") if rejected.height else None,
     )
@@ -271,7 +271,7 @@ def _merge_rows(plan: Plan, earlier: Earlier, unit: RowsUnit) -> list[Merged]:
 
 
 def _merge_identities(plan: Plan, earlier: Earlier, unit: IdentitiesUnit) -> list[Merged]:
-    rows = read_blocks(unit.blocks).unique()
+    rows = conform(read_blocks(unit.blocks).unique(), IDENTITIES)
     check_identities(pl.concat([rows, earlier.identities(plan.lake, unit.bucket)]))
     merged = []
     for (source, period), part in rows.partition_by("source", "period", as_dict=True).items():

@@ -1,5 +1,6 @@
 """Raw rows of a file → rows of a canonical table, rejected rows with a reason, and identities."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -82,8 +83,10 @@ class Cleaner:
             rejected = _numbered(raw.filter(bad), rows.filter(bad), mapped, file)
             rejected = rejected.with_columns(reason.filter(bad).alias("reason"), *origin)
             values, raw, rows = values.filter(~bad), raw.filter(~bad), rows.filter(~bad)
-        keyed = self._with_keys(values, raw).with_columns(origin)
-        identities = self._identities(keyed)
+        users = keys.key_pairs(self.secret, values["user_id"])
+        keyed = self._with_keys(values, raw, users).with_columns(origin)
+        identities = self._identities(users.select(user_key="key", user_id="id"), keyed)
+        identities = conform(identities.with_columns(origin), IDENTITIES)
         if self.table.name == "labels":
             keyed = keyed.hstack(_numbered(raw, rows, mapped, file))
         accepted, duplicates = dedupe(conform(keyed, self.table, ORIGIN), self.table)
@@ -173,9 +176,11 @@ class Cleaner:
                 reasons.append(fault(values.select(check).to_series(), reason))
         return reasons
 
-    def _with_keys(self, values: pl.DataFrame, raw: pl.DataFrame) -> pl.DataFrame:
+    def _with_keys(
+        self, values: pl.DataFrame, raw: pl.DataFrame, users: pl.DataFrame
+    ) -> pl.DataFrame:
         """Replace ids by keys, and place each row in the bucket of its user."""
-        columns = [keys.keys_of(self.secret, values["user_id"]).alias("user_key")]
+        columns = [keys.each_of(users, values["user_id"]).alias("user_key")]
         if self.table.name == "events":
             zone = self.source.timezone
             columns.append(utc_offset_min(values["event_time"], zone).alias("utc_offset_min"))
@@ -194,19 +199,18 @@ class Cleaner:
         bucket = bucket_of(pl.col("user_key"), self.buckets).alias("bucket")
         return values.with_columns(columns).with_columns(bucket)
 
-    def _identities(self, keyed: pl.DataFrame) -> pl.DataFrame:
-        """Whose keys these are, one row an id; none for labels, whose users must be known."""
+    def _identities(self, users: pl.DataFrame, keyed: pl.DataFrame) -> pl.DataFrame:
+        """(user_key, user_id, bucket), one row an id; none for labels, whose users must be known.
+
+        `users`: those of the rows themselves. Ties name further ones.
+        """
         if self.table.name == "labels":
-            return empty(IDENTITIES)
-        columns = ["user_key", "user_id", "source", "period"]
-        users = keyed.select(columns)
+            return empty(IDENTITIES).select("user_key", "user_id", "bucket")
         if self.table.name == "edges":
-            others = keyed.filter(pl.col("dst_kind") == "user").with_columns(
-                pl.col("dst").alias("user_key"), pl.col("other_id").alias("user_id")
-            )
-            users = pl.concat([users, others.select(columns)])
-        bucket = bucket_of(pl.col("user_key"), self.buckets).alias("bucket")
-        return conform(users.unique().with_columns(bucket), IDENTITIES)
+            others = keyed.filter(pl.col("dst_kind") == "user")
+            named = others.select(user_key="dst", user_id="other_id")
+            users = pl.concat([users, named]).unique()
+        return users.with_columns(bucket_of(pl.col("user_key"), self.buckets).alias("bucket"))
 
 
 def dedupe(
@@ -218,8 +222,8 @@ def dedupe(
     or `matured_at`), then the one with the smallest other columns.
     """
     key = key or table.key
-    double = frame.select(pl.struct(key).is_duplicated()).to_series()
-    if not double.any():
+    double = _may_be_double(frame.select(key))
+    if double is None:
         return frame, 0
     known = [c for c in ("available_at", "matured_at") if c in frame.columns]
     order = list(dict.fromkeys([*key, *known, *frame.columns]))
@@ -230,6 +234,19 @@ def dedupe(
     )
     result = pl.concat([frame.filter(~double), kept])
     return result, frame.height - result.height
+
+
+def _may_be_double(rows: pl.DataFrame) -> pl.Series | None:
+    """Marks all rows that stand more than once, and hardly any other; None when there are none.
+
+    By sorting hashes, which takes a third of the time of grouping the rows themselves.
+    """
+    hashes = rows.select(
+        pl.fold(pl.lit(0, pl.UInt64), operator.xor, [pl.nth(k).hash(k) for k in range(rows.width)])
+    ).to_series()
+    ordered = hashes.sort()
+    shared = ordered.filter(ordered == ordered.shift(1)).unique()
+    return None if shared.is_empty() else hashes.is_in(shared.implode())
 
 
 def conform(frame: pl.DataFrame, table: Table, extra: tuple[str, ...] = ()) -> pl.DataFrame:

@@ -30,7 +30,16 @@ def keys_of(secret: bytes, ids: pl.Series) -> pl.Series:
 
     `secret`: UTF-8 text.
     """
-    pairs = ids.drop_nulls().unique().to_frame("id").with_columns(key=_hmac64(secret.decode()))
+    return each_of(key_pairs(secret, ids), ids)
+
+
+def key_pairs(secret: bytes, ids: pl.Series) -> pl.DataFrame:
+    """(id, key) of each distinct id."""
+    return ids.drop_nulls().unique().to_frame("id").with_columns(key=_hmac64(secret.decode()))
+
+
+def each_of(pairs: pl.DataFrame, ids: pl.Series) -> pl.Series:
+    """The key of each id, from pairs that hold it; null stays null."""
     joined = pl.DataFrame({"id": ids}).join(pairs, on="id", how="left", maintain_order="left")
     return joined["key"].alias(ids.name)
 
