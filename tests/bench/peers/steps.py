@@ -69,7 +69,7 @@ def main(start: Callable[[], E], work: Callable[[E, Path, Path, int], dict[str, 
     engine = start()
     small = out / "small"
     raw.write(small / "raw", SMALL)
-    work(engine, small / "raw", small, 1)
+    work(engine, small / "raw", small, 2)
     with Memory() as memory:
         began = time.perf_counter()
         counts = work(engine, source, out, buckets)
