@@ -17,7 +17,8 @@ def ingest(db: DuckDBPyConnection, source: Path, out: Path, buckets: int) -> dic
         CREATE OR REPLACE MACRO key_of(id) AS ('0x' || left(sha256(
             {_blob(OUTER)} || unhex(sha256({_blob(INNER)} || encode(id)))), 16))::UBIGINT;
         CREATE OR REPLACE MACRO signed(k) AS CASE
-            WHEN k < 9223372036854775808::UBIGINT THEN k::BIGINT ELSE (k::HUGEINT - 18446744073709551616)::BIGINT END;
+            WHEN k < 9223372036854775808::UBIGINT THEN k::BIGINT
+            ELSE (k::HUGEINT - 18446744073709551616)::BIGINT END;
         CREATE OR REPLACE VIEW raw AS SELECT * FROM read_parquet('{source}/*.parquet',
             filename=true, file_row_number=true);
         CREATE OR REPLACE VIEW judged AS SELECT * REPLACE (nullif(trim(user_id), '') AS user_id),
@@ -28,7 +29,8 @@ def ingest(db: DuckDBPyConnection, source: Path, out: Path, buckets: int) -> dic
         CREATE OR REPLACE TABLE users AS SELECT user_id, key_of(user_id) AS k FROM
             (SELECT DISTINCT user_id FROM judged WHERE reason IS NULL);
         CREATE OR REPLACE TABLE others AS SELECT counterparty,
-            signed(key_of('counterparty:' || counterparty)) AS counterparty_key FROM (SELECT DISTINCT counterparty FROM judged);
+            signed(key_of('counterparty:' || counterparty)) AS counterparty_key FROM
+            (SELECT DISTINCT counterparty FROM judged);
         CREATE OR REPLACE TABLE texts AS SELECT text, {_redacted()} AS redacted FROM
             (SELECT DISTINCT text FROM judged WHERE text IS NOT NULL);
     """)
