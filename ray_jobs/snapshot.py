@@ -6,17 +6,21 @@
 Buckets are read, turned into rows and written one by one; nothing is shuffled.
 """
 
+import dataclasses
 import json
 import os
 import shutil
+from collections import Counter
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from models.data.features import Features, check_profile, features
 from models.data.history import History, no_events, view
-from models.data.rows import check_dates, label_columns, only_eligible, training_rows
+from models.data.rows import check_dates, label_columns, number, only_eligible, training_rows
 from models.data.schema import UserError
 from models.data.stats import Stats, fit_stats
 from models.data.strict import Strict
@@ -30,6 +34,7 @@ from ray_jobs.storage import short_digest
 from ray_jobs.tables import Tables
 
 MANIFEST = "snapshot.json"
+ROWS_TOGETHER = 40_000  # whose features are made at one time, in one task
 
 
 class Snapshot(Strict):
@@ -115,26 +120,60 @@ class _Bucket:
         self.graph_dates, self.out = graph_dates, out
 
     def __call__(self, bucket: int) -> dict[str, int]:
-        config = self.config
         events = self.tables.events(bucket)
         labels = self.tables.read("labels", bucket)
-        rows = training_rows(events, labels, config.split)
+        rows = training_rows(events, labels, self.config.split)
         history = self.tables.history(bucket, events, self.graph_dates)
-        seen = view(history, rows, config.features.history)
-        known = features(seen, self.vocabulary, config.features)
+        counts = Counter(dict.fromkeys(("rows", "without_events", *ROLES), 0))
+        with _RoleFiles(self.out, bucket) as files:
+            for part in rows.iter_slices(ROWS_TOGETHER):
+                frame = self._features(number(part.drop("row")), history, labels)
+                counts["rows"] += part.height
+                counts["without_events"] += part.height - frame.height
+                for role in ROLES:
+                    own = frame.filter(pl.col("role") == role)
+                    counts[role] += own.height
+                    files.write(role, own)
+        return dict(counts)
+
+    def _features(
+        self, rows: pl.DataFrame, history: History, labels: pl.DataFrame | None
+    ) -> pl.DataFrame:
+        """Features and labels of some rows, in order of user, that have an event by then."""
+        config, keys = self.config, rows["user_key"]
+        own = history.recent.filter(pl.col("user_key").is_between(keys.first(), keys.last()))
+        history = dataclasses.replace(history, recent=own)
+        known = features(
+            view(history, rows, config.features.history), self.vocabulary, config.features
+        )
         frame = known.frame.with_columns(
             rows["role"],
             rows["proposed_amount"],
-            *label_columns(rows, events, labels, config.tasks).iter_columns(),
+            *label_columns(rows, own, labels, config.tasks).iter_columns(),
         ).filter(pl.col("n_lifetime") > 0)
-        frame = only_eligible(frame, config.tasks)
-        counts = {"rows": rows.height, "without_events": rows.height - frame.height}
-        for role in ROLES:
-            part = frame.filter(pl.col("role") == role)
-            counts[role] = part.height
-            if part.height:
-                part.write_parquet(Path(self.out) / role / f"bucket-{bucket:04d}.parquet")
-        return counts
+        return only_eligible(frame, config.tasks)
+
+
+class _RoleFiles(AbstractContextManager["_RoleFiles"]):
+    """A bucket's Parquet files, one a role that has rows, written part by part."""
+
+    def __init__(self, folder: str, bucket: int) -> None:
+        self.folder, self.name = Path(folder), f"bucket-{bucket:04d}.parquet"
+        self.writers: dict[str, pq.ParquetWriter] = {}
+
+    def write(self, role: str, rows: pl.DataFrame) -> None:
+        """Add rows to a role's file."""
+        if rows.is_empty():
+            return
+        table = rows.to_arrow()
+        if role not in self.writers:
+            path = self.folder / role / self.name
+            self.writers[role] = pq.ParquetWriter(path, table.schema, compression="zstd")
+        self.writers[role].write_table(table)
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self.writers.values():
+            writer.close()
 
 
 class _Words:

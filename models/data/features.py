@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.data.graph import MEASURES, social_columns
-from models.data.history import HistoryConfig, View, local_hour, local_weekday
+from models.data.history import HistoryConfig, View, local_weekday
 from models.data.schema import UserError
 from models.data.strict import Strict
+from models.data.visible import local_hour
 from models.data.vocabulary import UNKNOWN, Vocabulary
 
 Floats = NDArray[np.float64]
@@ -185,8 +186,11 @@ def _long_windows(columns: dict[str, Floats], view: View, vocabulary: Vocabulary
 
 
 def _newest_by_category(daily: pl.DataFrame) -> pl.DataFrame:
+    """(cell, row, age_days) of a row's newest event of each category; a cell is one of both."""
     known = daily.filter(pl.col("category").is_not_null())
-    return known.group_by("row", "category").agg(pl.col("age_days").min())
+    names = pl.col("category").cast(pl.Categorical).to_physical().cast(pl.UInt64)
+    cell = pl.col("row").cast(pl.UInt64) * (1 << 32) + names
+    return known.group_by(cell.alias("cell")).agg(pl.col("row").first(), pl.col("age_days").min())
 
 
 def _lifetime(columns: dict[str, Floats], view: View, vocabulary: Vocabulary, n: int) -> None:
@@ -232,7 +236,7 @@ def _proposed(columns: dict[str, Floats], view: View, vocabulary: Vocabulary, n:
     familiar = np.full(n, np.nan)
     if "proposed_category" in view.rows.columns:
         seen = view.daily.group_by("row", "category").agg(pl.col("n").sum())
-        asked = view.rows.select("row", category=pl.col("proposed_category"))
+        asked = view.rows.select("row", category=pl.col("proposed_category").cast(pl.Categorical))
         share = asked.join(seen, on=["row", "category"], how="left", maintain_order="left")
         known = share["category"].is_not_null().to_numpy()
         share_n = share["n"].fill_null(0).cast(pl.Float64).to_numpy()
@@ -292,7 +296,8 @@ def _sequences(view: View, vocabulary: Vocabulary, config: FeatureConfig) -> pl.
     """(row, events_* lists) of the last events, oldest first."""
     hour = 3_600_000_000
     time = pl.col("event_time")
-    gap = (time - time.shift(1).over("row")).dt.total_microseconds().fill_null(0)
+    before = pl.when(pl.col("row") == pl.col("row").shift(1)).then(time.shift(1))
+    gap = (time - before).dt.total_microseconds().fill_null(0)
     events = view.events.with_columns(
         events_type=pl.Series(vocabulary.type_codes(view.events["event_type"]), dtype=pl.Int32),
         events_category=pl.Series(

@@ -15,11 +15,12 @@ from datetime import datetime, timedelta
 import polars as pl
 from pydantic import Field
 
+from models.data.doubles import may_be_double
 from models.data.schema import EVENTS, empty
 from models.data.strict import Strict
 from models.data.tasks import month_floor
+from models.data.visible import NIGHT_END, Visible, local_hour
 
-NIGHT_END = 6  # local hours 0 … 5 are night
 LONGEST_WINDOW = 365  # days
 EVENT_COLUMNS = (
     "user_key", "event_id", "event_time", "available_at", "utc_offset_min", "event_type",
@@ -126,29 +127,36 @@ def view(history: History, rows: pl.DataFrame, config: HistoryConfig) -> View:
     rows = rows.with_columns(
         baseline_date=date, graph_date=month_floor(pl.col("as_of")), saturated=False
     )
-    recent = _visible(distinct(history.recent), rows, with_baseline=base is not None)
-    events, texts = recent, recent.filter(pl.col("text").is_not_null())
-    daily, lifetime = _daily_of(recent), _lifetime_of(recent, "row")
+    events = distinct(history.recent).sort("user_key", "event_time", "event_id")
+    seen = Visible.of(_named(events), rows, with_baseline=base is not None)
+    last, texts = seen.events(config.kept_events), seen.texts(config.kept_texts)
+    daily, lifetime = seen.daily(LONGEST_WINDOW), seen.lifetime()
     if base is not None:
         assert rows.filter(pl.col("as_of") < base.date).is_empty()
         own = rows.select("row", "user_key", "as_of")
-        known = own.join(base.events, on="user_key")
-        events = pl.concat([known.select(recent.columns), recent])
-        known_texts = own.join(base.texts, on="user_key")
-        texts = pl.concat([known_texts, texts], how="diagonal")
-        daily = pl.concat([own.join(base.daily, on="user_key").select(daily.columns), daily])
-        past = own.join(base.lifetime, on="user_key").select(lifetime.columns)
+        known = _named(own.join(base.events, on="user_key")).select(last.columns)
+        last = _last(pl.concat([known, last]), ["row"], config.kept_events)
+        known = own.join(base.texts, on="user_key").select(texts.columns)
+        texts = _last(pl.concat([known, texts]), ["row"], config.kept_texts)
+        past = _with_age(_named(own.join(base.daily, on="user_key"))).select(daily.columns)
+        daily = pl.concat([past, daily]).sort("row", maintain_order=True)
+        past = _named(own.join(base.lifetime, on="user_key")).select(lifetime.columns)
         lifetime = _sum_lifetime(pl.concat([past, lifetime]), "row")
-    last = _last(events, ["row"], config.kept_events)
     return View(
         rows=_mark_saturated(rows, last, lifetime, config.kept_events),
         events=last,
-        texts=_last(texts, ["row"], config.kept_texts).select("row", "as_of", "event_time", "text"),
-        daily=_with_age(daily),
-        lifetime=lifetime.sort("row", "event_type"),
+        texts=texts.drop("event_id"),
+        daily=daily,
+        lifetime=lifetime,
         profile=None if history.profiles is None else _profile(history.profiles, rows),
         social=None if history.social is None else _social(history.social, rows),
     )
+
+
+def _named(frame: pl.DataFrame) -> pl.DataFrame:
+    """Names as numbers: gathered, grouped and joined as such."""
+    names = [c for c in ("event_type", "category") if c in frame.columns]
+    return frame.with_columns(pl.col(names).cast(pl.Categorical))
 
 
 def distinct(events: pl.DataFrame) -> pl.DataFrame:
@@ -159,7 +167,7 @@ def distinct(events: pl.DataFrame) -> pl.DataFrame:
     columns = [c for c in EVENT_COLUMNS if c not in ("user_key", "event_id", "available_at")]
     scaled = pl.col("amount").fill_null(0).to_physical().cast(pl.Int64)
     events = events.select(EVENT_COLUMNS).with_columns(amount=scaled)
-    if events.select("user_key", "event_id").is_duplicated().any():
+    if may_be_double(events.select("user_key", "event_id")) is not None:
         order = ["user_key", "event_id", "available_at", *columns]
         events = events.sort(order).unique(["user_key", "event_id"], keep="first")
     return events
@@ -191,25 +199,6 @@ def _cut(known: pl.DataFrame, date: datetime, config: HistoryConfig) -> Baseline
     )
 
 
-def _visible(events: pl.DataFrame, rows: pl.DataFrame, *, with_baseline: bool) -> pl.DataFrame:
-    """(row, as_of, events…) of what each row may see of the recent events."""
-    since = pl.col("event_time") >= pl.col("baseline_date")
-    if not with_baseline:
-        since = since | (pl.col("available_at") <= pl.col("baseline_date"))
-    return (
-        rows.lazy()
-        .select("row", "user_key", "as_of", "baseline_date")
-        .join(events.lazy(), on="user_key")
-        .filter(
-            pl.col("event_time") < pl.col("as_of"),
-            pl.col("available_at") <= pl.col("as_of"),
-            since,
-        )
-        .drop("baseline_date")
-        .collect()
-    )
-
-
 def _last(frame: pl.DataFrame, by: list[str], count: int) -> pl.DataFrame:
     """The last rows in time of each group, in time order."""
     return (
@@ -218,12 +207,6 @@ def _last(frame: pl.DataFrame, by: list[str], count: int) -> pl.DataFrame:
         .tail(count)
         .select(frame.columns)
     )
-
-
-def local_hour(event_time: pl.Expr, utc_offset_min: pl.Expr) -> pl.Expr:
-    """Hour of the day, 0 … 23, where the event happened."""
-    minutes = event_time.dt.epoch("s") // 60 + utc_offset_min.cast(pl.Int64)
-    return minutes // 60 % 24
 
 
 def local_weekday(event_time: pl.Expr, utc_offset_min: pl.Expr) -> pl.Expr:
@@ -235,9 +218,8 @@ def local_weekday(event_time: pl.Expr, utc_offset_min: pl.Expr) -> pl.Expr:
 def _daily_of(events: pl.DataFrame) -> pl.DataFrame:
     """Each event as a contribution to its UTC day; not summed, since sums follow anyway."""
     night = local_hour(pl.col("event_time"), pl.col("utc_offset_min")) < NIGHT_END
-    keys = [c for c in ("row", "as_of", "user_key") if c in events.columns]
     return events.select(
-        *keys,
+        "user_key",
         pl.col("event_time").dt.date().alias("day"),
         "event_type",
         "category",
@@ -286,12 +268,7 @@ def _sum_lifetime(lifetime: pl.DataFrame, key: str) -> pl.DataFrame:
 def _with_age(daily: pl.DataFrame) -> pl.DataFrame:
     """Contributions within the longest window, with their age in whole days."""
     age = (pl.col("as_of").dt.date() - pl.col("day")).dt.total_days()
-    return (
-        daily.with_columns(age_days=age)
-        .filter(pl.col("age_days") <= LONGEST_WINDOW)
-        .drop("as_of", "user_key", "day")
-        .sort("row", maintain_order=True)
-    )
+    return daily.with_columns(age_days=age).filter(pl.col("age_days") <= LONGEST_WINDOW)
 
 
 def _mark_saturated(

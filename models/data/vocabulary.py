@@ -41,12 +41,26 @@ class Vocabulary(Strict):
 
 
 def _codes(values: pl.Series, known: Sequence[str], first: int, other: int) -> NDArray[np.int64]:
+    if isinstance(values.dtype, pl.Categorical):
+        return _codes_of_numbers(values, known, first, other)
     if not known:
         return np.full(len(values), other, dtype=np.int64)
     codes = values.replace_strict(
         list(known), list(range(first, first + len(known))), default=other, return_dtype=pl.Int64
     )
     return codes.fill_null(other).to_numpy()
+
+
+def _codes_of_numbers(
+    values: pl.Series, known: Sequence[str], first: int, other: int
+) -> NDArray[np.int64]:
+    """The same by a table over the numbers of the names, each name looked up once."""
+    names = values.drop_nulls().unique()
+    numbers = names.to_physical().to_numpy()
+    table = np.full(int(numbers.max(initial=0)) + 1, other, dtype=np.int64)
+    table[numbers] = _codes(names.cast(pl.String), known, first, other)
+    codes = table[values.to_physical().fill_null(0).to_numpy()]
+    return np.where(values.is_null().to_numpy(), other, codes)
 
 
 def count_values(frame: pl.DataFrame, column: str) -> pl.DataFrame:

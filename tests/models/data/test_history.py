@@ -18,11 +18,11 @@ from models.data.history import (
     build_baseline,
     distinct,
     extend_baseline,
-    local_hour,
     local_weekday,
     no_events,
     view,
 )
+from models.data.visible import local_hour
 from models.data.vocabulary import Vocabulary
 
 Make = Callable[..., pl.DataFrame]
