@@ -1,7 +1,8 @@
 """`make bench-data`: the data plane beside its peers, on the same files in the same run.
 
-Every run is a process of its own, one at a time, peers in turn, several rounds. What starts an
-engine is not timed. All must count the same rows. Prints a table, then one line of JSON.
+Every run is a process of its own, one at a time, the peers in turn, several rounds; the median
+counts. What starts an engine, and a first run of the same work on a hundredth of a million rows,
+are not timed. All must count the same. Prints tables, then one line of JSON.
 """
 
 import argparse
@@ -19,9 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import raw
+from tests.bench.peers.steps import SMALL_BUCKETS
 
-INGEST = ("raycredit", "duckdb", "pyspark", "daft")
-GOALS = {"duckdb": 1.0, "pyspark": 6.0, "daft": 2.0}
+PEERS = {
+    "ingest": {"duckdb": 1.0, "pyspark": 6.0, "daft": 2.0},
+    "snapshot": {"polars": 0.85, "pyspark": 5.0},
+}
+OURS = "raycredit"
+SMALL = 100_000
 ROWS_A_BUCKET = 800_000
 Run = dict[str, Any]
 
@@ -29,50 +35,84 @@ Run = dict[str, Any]
 def main() -> None:
     """Measure what the arguments ask for."""
     parser = argparse.ArgumentParser(prog="make bench-data", description=__doc__)
-    parser.add_argument("--rows", type=int, default=10_000_000, help="rows that all ingest")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="rows that all work on")
     parser.add_argument("--large", type=int, default=0, help="rows that raycredit alone ingests")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", nargs="*", default=INGEST, choices=INGEST)
-    parser.add_argument(
-        "--folder", type=Path, help="where to keep the files; else they are removed"
-    )
+    parser.add_argument("--jobs", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--folder", type=Path, help="where to keep the raw rows for another time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
+        bench = Bench(args.folder or Path(temporary), Path(temporary))
         result: Run = {"rows": args.rows, "rounds": args.rounds}
-        result["ingest"] = ingest(folder, args.rows, args.rounds, args.peers)
+        for job in args.jobs:
+            result[job] = bench.compare(job, args.rows, args.rounds)
+            show(job, result[job])
         if args.large:
-            (large,) = ingest(folder, args.large, 1, ["raycredit"]).values()
-            ratio = large["rows_per_s"] / result["ingest"]["raycredit"]["rows_per_s"]
-            result["large"] = {"rows": args.large, **large, "rows_per_s_ratio": ratio}
-    show(result)
+            result["large"] = bench.large(args.large, result["ingest"])
+            show_large(result["large"])
     print(json.dumps(result))
 
 
-def ingest(folder: Path, rows: int, rounds: int, peers: Sequence[str]) -> Run:
-    """Peer → median seconds and rate, and the most memory of a process."""
-    source = folder / f"raw-{rows}"
-    say(f"{rows:,} raw rows")
-    raw.write(source, rows)
-    buckets = 1 << max(0, (rows // ROWS_A_BUCKET - 1).bit_length())
-    runs: dict[str, list[Run]] = {peer: [] for peer in peers}
-    for number in range(rounds):
-        for peer in peers:
-            runs[peer].append(timed(f"ingest_{peer}", source, folder / "out", buckets))
-            say(f"round {number + 1}, {peer}: {runs[peer][-1]['seconds']:.1f} s")
-    counts = [run["counts"] for several in runs.values() for run in several]
-    assert all(one == counts[0] for one in counts), f"the peers disagree: {counts}"
-    return {peer: {**_median(several, rows), **counts[0]} for peer, several in runs.items()}
+class Bench:
+    """Runs of peers. `kept` holds raw rows, `scratch` all that is removed."""
+
+    def __init__(self, kept: Path, scratch: Path) -> None:
+        self.kept, self.scratch = kept, scratch
+
+    def compare(self, job: str, rows: int, rounds: int) -> Run:
+        """Peer → median seconds and rate, and the most memory of a process."""
+        peers = [OURS, *PEERS[job]]
+        small, source = (self._input(job, n) for n in (SMALL, rows))
+        runs: dict[str, list[Run]] = {peer: [] for peer in peers}
+        for number in range(rounds):
+            for peer in peers:
+                runs[peer].append(self._run(f"{job}_{peer}", small, source, buckets_of(rows)))
+                say(f"{job}, round {number + 1}, {peer}: {runs[peer][-1]['seconds']:.1f} s")
+        counts = {peer: several[0]["counts"] for peer, several in runs.items()}
+        assert all(one == counts[OURS] for one in counts.values()), f"they disagree: {counts}"
+        return {peer: _median(several, rows) | counts[peer] for peer, several in runs.items()}
+
+    def large(self, rows: int, ingest: Run) -> Run:
+        """One ingest of many rows, and its rate beside that of few."""
+        small, source = self._input("ingest", SMALL), self._input("ingest", rows)
+        run = self._run(f"ingest_{OURS}", small, source, buckets_of(rows))
+        result = _median([run], rows) | run["counts"] | {"rows": rows}
+        return result | {"rate_ratio": result["rows_per_s"] / ingest[OURS]["rows_per_s"]}
+
+    def _input(self, job: str, rows: int) -> Path:
+        """The raw rows, or for a snapshot what an ingest made of them."""
+        source = self.kept / f"raw-{rows}"
+        raw.write(source, rows)
+        if job == "ingest":
+            return source
+        made = self.scratch / f"ingested-{rows}"
+        if not made.exists():
+            out = self.scratch / "out"
+            buckets = SMALL_BUCKETS if rows == SMALL else buckets_of(rows)
+            _call(f"ingest_{OURS}", self._input("ingest", SMALL), source, out, buckets)
+            (out / "whole").rename(made)
+            shutil.rmtree(out)
+        return made
+
+    def _run(self, peer: str, small: Path, source: Path, buckets: int) -> Run:
+        """A run whose output is removed."""
+        out = self.scratch / "out"
+        try:
+            return _call(peer, small, source, out, buckets)
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
 
 
-def timed(peer: str, source: Path, out: Path, buckets: int) -> Run:
-    """One run of a peer in a process of its own, its output removed."""
-    out.mkdir(parents=True)
-    command = [sys.executable, "-m", f"tests.bench.peers.{peer}", str(source), str(out)]
-    try:
-        done = subprocess.run([*command, str(buckets)], capture_output=True, text=True, check=False)
-    finally:
-        shutil.rmtree(out)
+def buckets_of(rows: int) -> int:
+    """A power of two, so that a bucket fits well in a worker."""
+    return 1 << max(1, (rows // ROWS_A_BUCKET - 1).bit_length())
+
+
+def _call(peer: str, small: Path, source: Path, out: Path, buckets: int) -> Run:
+    """What a peer prints of itself, run in a process of its own."""
+    paths = [str(path) for path in (small, source, out)]
+    command = [sys.executable, "-m", f"tests.bench.peers.{peer}", *paths, str(buckets)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{peer} failed:\n{done.stderr[-3000:]}")
     run: Run = json.loads(done.stdout.splitlines()[-1])
@@ -89,26 +129,29 @@ def _median(runs: Sequence[Run], rows: int) -> Run:
     }
 
 
-def show(result: Run) -> None:
-    """The figures as a table."""
-    table = Table("ingest", "rows/s", "seconds", "peak GiB", "raycredit is", "goal")
-    ours = result["ingest"]["raycredit"]["rows_per_s"]
-    for peer, run in result["ingest"].items():
-        ratio = "" if peer == "raycredit" else f"{ours / run['rows_per_s']:.2f} ×"
-        goal = f"≥ {GOALS[peer]:.1f} ×" if peer in GOALS else ""
+def show(job: str, runs: Run) -> None:
+    """A job's figures as a table."""
+    table = Table(job, "raw rows/s", "seconds", "peak GiB a process", "raycredit is", "goal")
+    for peer, run in runs.items():
+        ratio = f"{runs[OURS]['rows_per_s'] / run['rows_per_s']:.2f} ×" if peer != OURS else ""
+        goal = f"≥ {PEERS[job][peer]:g} ×" if peer != OURS else ""
         numbers = f"{run['rows_per_s']:,}", f"{run['seconds']:.1f}", f"{run['peak_gib']:.2f}"
         table.add_row(peer, *numbers, ratio, goal)
-    if "large" in result:
-        large = result["large"]
-        table.add_row(
-            f"raycredit, {large['rows']:,} rows",
-            f"{large['rows_per_s']:,}",
-            f"{large['seconds']:.1f}",
-            f"{large['peak_gib']:.2f}",
-            f"{large['rows_per_s_ratio']:.2f} × its rate at {result['rows']:,}",
-            "≥ 0.9 ×; 1.5 GiB",
-        )
-    Console(width=110).print(table)
+    Console(width=100).print(table)
+
+
+def show_large(run: Run) -> None:
+    """The figures of many rows."""
+    table = Table("ingest of", "rows/s", "seconds", "peak GiB a process", "of its rate at few")
+    seconds, memory = f"{run['seconds']:.1f}", f"{run['peak_gib']:.2f}"
+    table.add_row(
+        f"{run['rows']:,} rows",
+        f"{run['rows_per_s']:,}",
+        seconds,
+        f"{memory} (goal ≤ 1.5)",
+        f"{run['rate_ratio']:.2f} × (goal ≥ 0.9)",
+    )
+    Console(width=100).print(table)
 
 
 def say(line: str) -> None:

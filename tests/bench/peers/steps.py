@@ -22,11 +22,9 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.transaction import AddAction
 
-from tests.bench import raw
-
 E = TypeVar("E")
 
-SMALL = 100_000  # rows of the first, untimed run
+SMALL_BUCKETS = 2
 
 SECRET = b"a secret of the measurement"
 BLOCK = 64  # bytes of a SHA-256 block; the secret is shorter
@@ -60,19 +58,19 @@ def commit(folder: Path) -> None:
 
 
 def main(start: Callable[[], E], work: Callable[[E, Path, Path, int], dict[str, int]]) -> None:
-    """Run a peer on `sys.argv` (input, output, buckets); print its seconds, counts and memory.
+    """Run a peer on `sys.argv`; print its seconds, counts and memory.
 
-    `start` brings its engine up; the engine then does the whole work once on one small file. Both
-    are not timed.
+    Arguments: a small input, the input, the output, how many buckets. `start` brings the engine
+    up, which then does the whole work once on the small input. Both are not timed.
     """
-    source, out, buckets = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    small, source, out = (Path(argument) for argument in sys.argv[1:4])
     engine = start()
-    small = out / "small"
-    raw.write(small / "raw", SMALL)
-    work(engine, small / "raw", small, 2)
+    (out / "small").mkdir(parents=True)
+    (out / "whole").mkdir()
+    work(engine, small, out / "small", SMALL_BUCKETS)
     with Memory() as memory:
         began = time.perf_counter()
-        counts = work(engine, source, out, buckets)
+        counts = work(engine, source, out / "whole", int(sys.argv[4]))
         seconds = time.perf_counter() - began
     print(json.dumps({"seconds": seconds, "counts": counts, "peak_gib": memory.peak / 2**30}))
 
