@@ -1,8 +1,11 @@
 """Rows change hands through storage: each task writes one file, with one block a bucket.
 
-A block is an Arrow IPC stream (lz4), found by its place in the file and known by its CRC-32.
+A block is an Arrow IPC stream (lz4), found by its place in the file and known by its CRC-32. The
+file's name ends with a hash of its content: when a worker dies after it has handed its blocks on,
+Ray runs the task again, and the same rows in another order must not overwrite those blocks.
 """
 
+import hashlib
 import io
 import zlib
 from collections.abc import Sequence
@@ -24,21 +27,22 @@ class Block:
 
 
 def write_blocks(frame: pl.DataFrame, path: str) -> dict[int, Block]:
-    """Write rows as a file of blocks, whole or not at all; bucket → block.
+    """Write rows as a file `path`-hash of blocks, whole or not at all; bucket → block.
 
     `frame` has a column `bucket`, the blocks have not; the rows of a bucket keep their order.
     """
-    blocks: dict[int, Block] = {}
+    places: dict[int, tuple[int, int, int]] = {}
     content = io.BytesIO()
     parts = frame.partition_by("bucket", maintain_order=True, include_key=False, as_dict=True)
     for (bucket,), rows in parts.items():
         start = content.tell()
         rows.write_ipc_stream(content, compression="lz4")
         crc32 = zlib.crc32(content.getbuffer()[start:])
-        blocks[int(bucket)] = Block(path, start, content.tell() - start, crc32)
-    if blocks:
-        put(content.getbuffer(), path)
-    return blocks
+        places[int(bucket)] = start, content.tell() - start, crc32
+    named = f"{path}-{hashlib.sha256(content.getbuffer()).hexdigest()[:16]}"
+    if places:
+        put(content.getbuffer(), named)
+    return {bucket: Block(named, *place) for bucket, place in places.items()}
 
 
 def read_blocks(blocks: Sequence[Block], columns: Sequence[str] | None = None) -> pl.DataFrame:

@@ -34,7 +34,15 @@ def test_a_bucket_is_put_together_from_the_blocks_of_all_files(
 def test_some_columns_of_a_block(tmp_path: Path) -> None:
     blocks = write_blocks(ROWS, str(tmp_path / "new" / "t"))
     assert_frame_equal(read_blocks([blocks[2]], ["k"]), pl.DataFrame({"k": [1, 3]}))
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["t"]
+    assert [str(p) for p in (tmp_path / "new").iterdir()] == [blocks[2].path]
+
+
+def test_a_task_run_again_leaves_the_blocks_of_its_first_attempt(tmp_path: Path) -> None:
+    first = write_blocks(ROWS, str(tmp_path / "t"))
+    again = write_blocks(ROWS.reverse(), str(tmp_path / "t"))
+    assert read_blocks([first[2]])["k"].to_list() == [1, 3]
+    assert read_blocks([again[2]])["k"].to_list() == [3, 1]
+    assert write_blocks(ROWS, str(tmp_path / "t")) == first
 
 
 def test_no_rows_are_no_file(tmp_path: Path) -> None:
@@ -43,11 +51,11 @@ def test_no_rows_are_no_file(tmp_path: Path) -> None:
 
 
 def test_a_flipped_byte_raises(tmp_path: Path) -> None:
-    path = tmp_path / "t"
-    blocks = write_blocks(ROWS, str(path))
+    blocks = write_blocks(ROWS, str(tmp_path / "t"))
+    path = Path(blocks[0].path)
     content = path.read_bytes()
     for block in blocks.values():
         for at in range(block.offset, block.offset + block.length):
             path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-            with pytest.raises(OSError, match=r"/t: the bytes at"):
+            with pytest.raises(OSError, match=r"/t-\w+: the bytes at"):
                 read_blocks([block])
