@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
@@ -26,7 +25,8 @@ from deltalake.transaction import AddAction
 from pyarrow import fs
 
 from models.data.clean import dedupe
-from models.data.schema import EVENTS, PARTITIONS, TIMESTAMP, Table, UserError
+from models.data.schema import EVENTS, PARTITIONS, Table, UserError
+from ray_jobs.runs import RUNS, Accounts
 from ray_jobs.storage import (
     DataFile,
     absolute,
@@ -45,28 +45,8 @@ __all__ = ["RUNS", "DataFile", "Lake", "read_file", "write_file"]
 _ATTEMPTS = 20  # races that a commit may lose; after each the table is looked at again
 _HASHING_THREADS = 4
 
-RUNS = Table(
-    name="runs",
-    schema=pa.schema(
-        [
-            ("run_id", pa.string()),
-            ("verb", pa.string()),
-            ("started_at", TIMESTAMP),
-            ("finished_at", TIMESTAMP),
-            ("config", pa.string()),  # JSON
-            ("table_versions", pa.string()),  # JSON: what the run read, or left behind
-            ("counts", pa.string()),  # JSON: its account
-            ("model_sha256", pa.string()),
-        ]
-    ),
-    key=("verb", "run_id"),
-    sort=("finished_at",),
-    required=(),
-)
-
-
 @dataclass(frozen=True)
-class Lake:
+class Lake(Accounts):
     """The tables under a folder or an s3:// or gs:// URL. Cheap to send to a task."""
 
     root: str
@@ -128,13 +108,7 @@ class Lake:
         types = pl.Schema({name: schema[name] for name in names})
         frames = [pl.DataFrame(schema=types)]
         for file in self._files(table, delta, chosen):
-            rows = read_file(file["path"], columns=names)
-            values = {n: v for n, v in file["partition"].items() if n in types}
-            absent = {n: None for n in types if n not in rows.columns and n not in values}
-            added = {n: pl.lit(v, dtype=types[n]) for n, v in (values | absent).items()}
-            height = pl.repeat(None, file["num_records"], dtype=pl.Null, eager=True)
-            whole = height.alias("").to_frame().with_columns(*rows.iter_columns(), **added)
-            frames.append(whole.select(names).cast(types).filter(*matching))
+            frames.append(_rows(file, types).filter(*matching))
         return pl.concat(frames).select(shown)
 
     def read_if(
@@ -275,60 +249,6 @@ class Lake:
         file = self.write_part(table, frame, {})
         return self.publish(table, app=app, generation=1, files=[file])
 
-    def record_run(
-        self,
-        verb: str,
-        run_id: str,
-        config: Mapping[str, Any],
-        counts: Mapping[str, Any],
-        model_sha256: str | None = None,
-        *,
-        started_at: datetime | None = None,
-        versions: Mapping[str, int] | None = None,
-    ) -> None:
-        """Enter a finished run, once; `versions` (default: the newest) are its tables'."""
-        now = datetime.now(UTC)
-        row = {
-            "run_id": run_id,
-            "verb": verb,
-            "started_at": started_at or now,
-            "finished_at": now,
-            "config": json.dumps(config, sort_keys=True),
-            "table_versions": json.dumps(versions or self.versions(), sort_keys=True),
-            "counts": json.dumps(counts, sort_keys=True),
-            "model_sha256": model_sha256,
-        }
-        frame = pl.DataFrame([row], schema=pl.Schema(RUNS.schema))
-        self.append_rows(RUNS, frame, app=f"runs/{verb}/{run_id}")
-
-    def run(self, verb: str, run_id: str) -> dict[str, Any] | None:
-        """The account of a finished run; None when there is no such run."""
-        for row in self._runs(verb):
-            if row["run_id"] == run_id:
-                counts: dict[str, Any] = row["counts"]
-                return counts
-        return None
-
-    def latest_run(self, verb: str) -> dict[str, Any] | None:
-        """The newest row of `runs` of a verb, JSON parsed; None when there is none."""
-        rows = self._runs(verb)
-        return rows[-1] if rows else None
-
-    def ingested(self) -> dict[str, int]:
-        """The table versions that the last ingest left behind: what the other jobs read."""
-        row = self.latest_run("ingest")
-        if row is None:
-            raise UserError(f"nothing in lake {self.root} yet: run `raycredit ingest` first")
-        versions: dict[str, int] = row["table_versions"]
-        return versions
-
-    def _runs(self, verb: str) -> list[dict[str, Any]]:
-        if not self.exists(RUNS.name):
-            return []
-        rows = self.read(RUNS.name).filter(pl.col("verb") == verb).sort("finished_at", "run_id")
-        parsed = ("config", "table_versions", "counts")
-        return [{**r, **{k: json.loads(r[k]) for k in parsed}} for r in rows.to_dicts()]
-
     def _open(self, table: str, version: int | None = None) -> DeltaTable:
         try:
             return DeltaTable(self.url(table), version=version)
@@ -392,3 +312,14 @@ class Lake:
             data_change=True,
             stats=json.dumps({"numRecords": file.rows}),
         )
+
+
+def _rows(file: Mapping[str, Any], types: pl.Schema) -> pl.DataFrame:
+    """The rows of a data file, with its partition's values; null where it lacks a column."""
+    rows = read_file(file["path"], columns=list(types))
+    values = {n: v for n, v in file["partition"].items() if n in types}
+    absent = {n: None for n in types if n not in rows.columns and n not in values}
+    added = {n: pl.lit(v, dtype=types[n]) for n, v in (values | absent).items()}
+    height = pl.repeat(None, file["num_records"], dtype=pl.Null, eager=True)
+    whole = height.alias("").to_frame().with_columns(*rows.iter_columns(), **added)
+    return whole.select(list(types)).cast(types)
