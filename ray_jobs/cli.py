@@ -16,6 +16,7 @@ VERBS = {
     "promote": "make the candidate the champion (--approver)",
     "backfill": "score everyone as of a date with the champion",
     "serve": "the scoring endpoint, until interrupted",
+    "compact": "merge the lake's small files; delete what is old (--vacuum-days)",
     "demo": "all of it, one after the other",
 }
 
@@ -40,6 +41,14 @@ def parser() -> argparse.ArgumentParser:
         if verb == "promote":
             one.add_argument("--approver", required=True, help="who answers for this model")
             one.add_argument("--model", help="first digits of its SHA-256 (default: the latest)")
+        if verb == "compact":
+            one.add_argument(
+                "--vacuum-days",
+                type=int,
+                metavar="N",
+                help="delete files and history that are older and that no run of the last N days "
+                "needs (default: delete none)",
+            )
         if verb == "train":
             one.add_argument("--name", help="of the run; a run of the same name is resumed")
     return result

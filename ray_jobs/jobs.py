@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.data.schema import UserError
-from ray_jobs import backfill, demo, evaluate, registry, serve, snapshot, train
+from ray_jobs import backfill, compact, demo, evaluate, registry, serve, snapshot, train
 from ray_jobs.cluster import connected
 from ray_jobs.config import Config, load
 from ray_jobs.ingest import ingest
@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         "promote": lambda: run_promote(config, arguments.model, arguments.approver),
         "backfill": lambda: backfill.backfill(config, tables(config)),
         "serve": lambda: serve.serve_forever(config, tables(config)),
+        "compact": lambda: run_compact(config, arguments.vacuum_days),
         "demo": lambda: demo.demo(config),
     }
     with connected(config.cluster):
@@ -84,3 +85,8 @@ def run_promote(config: Config, model: str | None, approver: str) -> None:
     sha256 = model or registry.latest(lake).sha256
     registry.promote(lake, sha256, approver)
     say(f"promote: {sha256[:16]} is champion, approved by {approver}")
+
+
+def run_compact(config: Config, vacuum_days: int | None) -> None:
+    """Merge the lake's small files; prints the account."""
+    console.print(compact.shown(compact.compact(Lake(config.lake), vacuum_days)))

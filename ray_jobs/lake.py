@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
 from models.data.clean import dedupe
@@ -37,6 +37,7 @@ from ray_jobs.storage import (
     partition_of,
     put,
     read_file,
+    rows_of,
     write_file,
 )
 
@@ -44,6 +45,7 @@ __all__ = ["RUNS", "DataFile", "Lake", "read_file", "write_file"]
 
 _ATTEMPTS = 20  # races that a commit may lose; after each the table is looked at again
 _HASHING_THREADS = 4
+
 
 @dataclass(frozen=True)
 class Lake(Accounts):
@@ -78,9 +80,19 @@ class Lake(Accounts):
     ) -> list[dict[str, Any]]:
         """The data files of a table's version whose partition values equal `where`.
 
-        Each with `path` (absolute), `num_records` and `partition` (a dict), in order of path.
+        Each with `path` (absolute), `num_records`, `bytes` and `partition` (a dict), in order of
+        path.
         """
         return self._files(table, self._open(table, version), where or {})
+
+    def table(self, name: str, sort: tuple[str, ...] = ()) -> Table:
+        """A table as it stands in the lake. Raises UserError when there is no such table."""
+        schema = pa.schema(self._open(name).schema().to_arrow())
+        return Table(name=name, schema=schema, key=(), sort=sort, required=())
+
+    def rows(self, table: Table, file: Mapping[str, Any]) -> pl.DataFrame:
+        """The rows of one of a table's `files`, in the table's columns."""
+        return rows_of(file, pl.Schema(table.schema))
 
     def read(
         self,
@@ -108,7 +120,7 @@ class Lake(Accounts):
         types = pl.Schema({name: schema[name] for name in names})
         frames = [pl.DataFrame(schema=types)]
         for file in self._files(table, delta, chosen):
-            frames.append(_rows(file, types).filter(*matching))
+            frames.append(rows_of(file, types).filter(*matching))
         return pl.concat(frames).select(shown)
 
     def read_if(
@@ -242,6 +254,73 @@ class Lake(Accounts):
         if not self.holds(table.name, files, where):
             raise UserError(f"{app}: another job published other rows at this moment; run again")
 
+    def rewrite(
+        self,
+        table: str,
+        *,
+        app: str,
+        gone: Sequence[str],
+        files: Sequence[DataFile],
+        metadata: Mapping[str, Any],
+    ) -> bool:
+        """Put `files` in the place of the data files `gone` (paths), in one commit.
+
+        False, and nothing is published, when one of those is not in the table any more: another
+        job has replaced it. Compaction, too, commits its actions as changes of data: deltalake
+        1.6.6 does not hold a commit without them against a competing one, so that an ingest which
+        replaces the partition at the same moment would leave its rows there twice.
+        """
+        self._verify(files)
+        for _ in range(_ATTEMPTS):
+            delta = self._open(table)
+            there = {file["path"]: file for file in self._files(table, delta, {})}
+            if not there.keys() >= set(gone):
+                return False
+            new = {f.path: f for f in files if f.path not in gone}
+            assert not there.keys() & new.keys(), "a new file of the same rows as another's"
+            old = [there[path] for path in gone if path not in {f.path for f in files}]
+            if not new and not old:
+                return True
+            if self._commit_rewrite(table, delta, app, old, list(new.values()), metadata):
+                return True
+        raise RuntimeError(f"{app}: lost {_ATTEMPTS} races for table {table}")
+
+    def _commit_rewrite(
+        self,
+        table: str,
+        delta: DeltaTable,
+        app: str,
+        old: Sequence[Mapping[str, Any]],
+        new: Sequence[DataFile],
+        metadata: Mapping[str, Any],
+    ) -> bool:
+        """Commit on this handle; False when a competing commit came first."""
+        adds = [self._action(table, file) for file in new]
+        removes = [
+            RemoveAction(
+                file["path"].removeprefix(self.url(table) + "/"),
+                True,
+                int(time.time() * 1000),
+                file["bytes"],
+                {name: str(value) for name, value in file["partition"].items()},
+            )
+            for file in old
+        ]
+        hashes = {action.path: file.sha256 for action, file in zip(adds, new, strict=True)}
+        notes = {k: json.dumps(v) for k, v in {**metadata, "sha256": hashes}.items()}
+        once = Transaction(app, (delta.transaction_version(app) or 0) + 1)
+        try:
+            delta.create_write_transaction(
+                [*adds, *removes],
+                "append",
+                delta.schema(),
+                delta.metadata().partition_columns,
+                commit_properties=CommitProperties(custom_metadata=notes, app_transactions=[once]),
+            )
+        except CommitFailedError:
+            return False
+        return True
+
     def append_rows(self, table: Table, frame: pl.DataFrame, *, app: str) -> int:
         """Add a few rows to a small table (`runs`, `models`), once for an application."""
         if self.generation(table.name, app) >= 1:
@@ -269,9 +348,10 @@ class Lake(Accounts):
             {
                 "path": self.url(table, unquote(row["path"])),
                 "num_records": row["num_records"],
+                "bytes": row["size_bytes"],
                 "partition": {name: row[column] for name, column in by.items()},
             }
-            for row in actions.select("path", "num_records", *by.values())
+            for row in actions.select("path", "num_records", "size_bytes", *by.values())
             .sort("path")
             .iter_rows(named=True)
         ]
@@ -312,14 +392,3 @@ class Lake(Accounts):
             data_change=True,
             stats=json.dumps({"numRecords": file.rows}),
         )
-
-
-def _rows(file: Mapping[str, Any], types: pl.Schema) -> pl.DataFrame:
-    """The rows of a data file, with its partition's values; null where it lacks a column."""
-    rows = read_file(file["path"], columns=list(types))
-    values = {n: v for n, v in file["partition"].items() if n in types}
-    absent = {n: None for n in types if n not in rows.columns and n not in values}
-    added = {n: pl.lit(v, dtype=types[n]) for n, v in (values | absent).items()}
-    height = pl.repeat(None, file["num_records"], dtype=pl.Null, eager=True)
-    whole = height.alias("").to_frame().with_columns(*rows.iter_columns(), **added)
-    return whole.select(list(types)).cast(types)

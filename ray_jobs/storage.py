@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,17 @@ def read_file(path: str, *, columns: Sequence[str] | None = None) -> pl.DataFram
     frame = pl.from_arrow(rows)
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def rows_of(file: Mapping[str, Any], types: pl.Schema) -> pl.DataFrame:
+    """The rows of one of `Lake.files`, with its partition's values; null for an absent column."""
+    rows = read_file(file["path"], columns=list(types))
+    values = {n: v for n, v in file["partition"].items() if n in types}
+    absent = {n: None for n in types if n not in rows.columns and n not in values}
+    added = {n: pl.lit(v, dtype=types[n]) for n, v in (values | absent).items()}
+    height = pl.repeat(None, file["num_records"], dtype=pl.Null, eager=True)
+    whole = height.alias("").to_frame().with_columns(*rows.iter_columns(), **added)
+    return whole.select(list(types)).cast(types)
 
 
 def encode(frame: pl.DataFrame, table: Table, partition: dict[str, str]) -> bytes:
