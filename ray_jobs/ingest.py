@@ -30,6 +30,7 @@ from ray_jobs.exchange import Block
 from ray_jobs.files import SAFE, SourceFile, find
 from ray_jobs.lake import Lake
 from ray_jobs.parallel import over
+from ray_jobs.rollback import application, roll_back
 from ray_jobs.staging import (
     UNKNOWN_USER,
     Earlier,
@@ -93,6 +94,7 @@ def ingest(
         staged = _stage(plan, changed)
         _check(plan, inspected, staged, [])
         readable = {i.part for i in changed} - _unreadable(changed, staged)
+        roll_back(lake, plan.tables, readable)
         earlier = Earlier(frozenset(readable), _user_sources(plan))
         merged = over(_units(plan, staged), partial(merge, plan, earlier), "merge buckets")
         final = [m for several in merged for m in several]
@@ -343,7 +345,7 @@ def _publish_part(
 ) -> None:
     lake, where = plan.lake, {"source": part[0], "period": part[1]}
     files = [lake.adopt(file, plan.folder) for file in staged]
-    app = f"ingest/{table.name}/{part[0]}/{part[1]}"
+    app = application(table.name, part)
     lake.replace(table, app=app, files=files, where=where, metadata={"content": content})
 
 

@@ -171,11 +171,11 @@ class Lake(Accounts):
         move(file.path, path)
         return dataclasses.replace(file, path=path)
 
-    def generation(self, table: str, app: str) -> int:
-        """The newest published generation of an application; 0 when there is none."""
+    def generation(self, table: str, app: str, version: int | None = None) -> int:
+        """The generation of an application published last (or by a version); 0: there is none."""
         if not self.exists(table):
             return 0
-        return self._open(table).transaction_version(app) or 0
+        return self._open(table, version).transaction_version(app) or 0
 
     def holds(self, table: str, files: Sequence[DataFile], where: Mapping[str, Any]) -> bool:
         """Whether the partitions `where` of a table consist of exactly these files."""
