@@ -1,7 +1,11 @@
-"""What is fitted on the fit role and travels with the model: vocabulary, quantiles, base rates."""
+"""What is fitted on the fit role and travels with the model: vocabulary, quantiles, base rates.
+
+Each part of the fit role has a `Summary` of a bounded size; merged, they give the `Stats`.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -10,6 +14,7 @@ from scipy.special import ndtri
 
 from models.data.features import Features
 from models.data.schema import UserError
+from models.data.sketch import Moments, Sketch, pairwise
 from models.data.strict import Strict
 from models.data.tasks import Task
 from models.data.vocabulary import Vocabulary
@@ -49,28 +54,117 @@ class Stats(Strict):
     targets: dict[str, Target]
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What `Stats` need to know of some rows of the fit role, in a size that does not grow."""
+
+    tabular: dict[str, Sketch]
+    social: dict[str, Sketch]
+    amount: Sketch
+    targets: dict[str, Moments]
+
+    @classmethod
+    def of(cls, fit: Features, labels: pl.DataFrame, tasks: Iterable[str]) -> "Summary":
+        """The summary of features; `labels` holds `y_<task>` with nulls, row by row."""
+        return cls(
+            tabular={c: Sketch.of(fit.frame[c]) for c in fit.tabular},
+            social={c: Sketch.of(fit.frame[c]) for c in fit.social},
+            amount=Sketch.of(fit.frame["events_amount"].explode()),
+            targets={name: Moments.of(labels[f"y_{name}"]) for name in tasks},
+        )
+
+    def merge(self, other: "Summary") -> "Summary":
+        """The summary of the rows of both, which have the same columns and tasks."""
+        return Summary(
+            tabular={c: one.merge(other.tabular[c]) for c, one in self.tabular.items()},
+            social={c: one.merge(other.social[c]) for c, one in self.social.items()},
+            amount=self.amount.merge(other.amount),
+            targets={name: one.merge(other.targets[name]) for name, one in self.targets.items()},
+        )
+
+    @property
+    def rank_error(self) -> float:
+        """By what share of all ranks the quantiles of a column may be off, at most."""
+        sketches = [*self.tabular.values(), *self.social.values(), self.amount]
+        return max((s.error / s.n for s in sketches if s.n), default=0.0)
+
+    def to_frame(self) -> pl.DataFrame:
+        """(value, weight, part, name, error): to be written to a file and read again."""
+        sketches = [
+            *(("tabular", name, sketch) for name, sketch in self.tabular.items()),
+            *(("social", name, sketch) for name, sketch in self.social.items()),
+            ("amount", "", self.amount),
+            *(
+                ("targets", name, Sketch(np.r_[m.mean, m.squares], np.r_[m.known, m.positive]))
+                for name, m in self.targets.items()
+            ),
+        ]
+        frames = [
+            pl.DataFrame({"value": s.values, "weight": s.weights}).with_columns(
+                part=pl.lit(part), name=pl.lit(name), error=pl.lit(s.error, dtype=pl.Int64)
+            )
+            for part, name, s in sketches
+        ]
+        return pl.concat(frames)
+
+    @classmethod
+    def from_frame(cls, frame: pl.DataFrame, fit: Features, tasks: Iterable[str]) -> "Summary":
+        """The summary that was written, of the columns that `fit` has and these tasks."""
+        rows = frame.partition_by("part", "name", as_dict=True, maintain_order=True)
+
+        def sketch(part: str, name: str) -> Sketch:
+            one = rows.get((part, name), frame.clear())  # a column of nothing has no point
+            error = one["error"][0] if one.height else 0
+            return Sketch(one["value"].to_numpy(), one["weight"].to_numpy(), error)
+
+        targets = {name: sketch("targets", name) for name in tasks}
+        return cls(
+            tabular={c: sketch("tabular", c) for c in fit.tabular},
+            social={c: sketch("social", c) for c in fit.social},
+            amount=sketch("amount", ""),
+            targets={
+                name: Moments(*one.weights.tolist(), *one.values.tolist())
+                for name, one in targets.items()
+            },
+        )
+
+
+def merged(parts: Iterable[Summary]) -> Summary | None:
+    """The summary of all parts, in their order; None where there is none."""
+    return pairwise(parts, Summary.merge)
+
+
+def stats_of(vocabulary: Vocabulary, summary: Summary, tasks: Mapping[str, Task]) -> Stats:
+    """The stats that a summary of the whole fit role gives. Raises UserError as `target_of`."""
+    targets = {name: target_of(name, task, summary.targets[name]) for name, task in tasks.items()}
+    return Stats(
+        vocabulary=vocabulary,
+        tabular={c: scale_of(sketch) for c, sketch in summary.tabular.items()},
+        social={c: scale_of(sketch) for c, sketch in summary.social.items()},
+        amount=scale_of(summary.amount),
+        targets=targets,
+    )
+
+
 def fit_stats(
     vocabulary: Vocabulary, fit: Features, labels: pl.DataFrame, tasks: Mapping[str, Task]
 ) -> Stats:
     """Stats of the fit role's features; `labels` holds `y_<task>` with nulls, row by row."""
-    amounts = fit.frame["events_amount"].explode().drop_nulls().cast(pl.Float64)
-    return Stats(
-        vocabulary=vocabulary,
-        tabular={c: fit_scale(fit.frame[c]) for c in fit.tabular},
-        social={c: fit_scale(fit.frame[c]) for c in fit.social},
-        amount=fit_scale(amounts),
-        targets={name: fit_target(name, task, labels[f"y_{name}"]) for name, task in tasks.items()},
-    )
+    return stats_of(vocabulary, Summary.of(fit, labels, tasks), tasks)
 
 
 def fit_scale(values: pl.Series) -> Scale:
+    """`scale_of` the known values."""
+    return scale_of(Sketch.of(values))
+
+
+def scale_of(sketch: Sketch) -> Scale:
     """Knots at the quantiles of the known values; tied quantiles share their mean score."""
-    known = values.drop_nulls().to_numpy()
-    if len(known) == 0:
+    if sketch.n == 0:
         return Scale(knots=(), scores=())
     at = np.linspace(0.0, 1.0, QUANTILES)
     scores = ndtri(np.clip(at, TAIL, 1 - TAIL))
-    knots, which = np.unique(np.quantile(known, at), return_inverse=True)
+    knots, which = np.unique(sketch.quantiles(at), return_inverse=True)
     if len(knots) == 1:
         return Scale(knots=(), scores=())
     mean = np.bincount(which, weights=scores) / np.bincount(which)
@@ -78,23 +172,23 @@ def fit_scale(values: pl.Series) -> Scale:
 
 
 def fit_target(name: str, task: Task, labels: pl.Series) -> Target:
+    """`target_of` the labels."""
+    return target_of(name, task, Moments.of(labels))
+
+
+def target_of(name: str, task: Task, labels: Moments) -> Target:
     """The base rate of a task. Raises UserError when there is nothing to learn."""
-    known = labels.drop_nulls()
-    if known.is_empty():
+    if labels.known == 0:
         raise UserError(f"tasks.{name}: no label in the fit role")
-    rate = int((known > 0).sum()) / known.len()
+    rate = labels.positive / labels.known
     if task.kind == "binary":
         if rate in (0.0, 1.0):
             raise UserError(f"tasks.{name}: only one class in the fit role (all {int(rate)})")
         return Target(rate=rate)
-    positive = known.filter(known > 0).log()
-    if positive.len() < 2:
+    if labels.positive < 2:
         raise UserError(f"tasks.{name}: fewer than two positive amounts in the fit role")
-    std = positive.std()
-    assert isinstance(std, float)
-    mean = positive.mean()
-    assert isinstance(mean, float)
-    return Target(rate=min(rate, 1 - 1e-6), log_mean=mean, log_std=max(std, 1e-3))
+    std = math.sqrt(labels.squares / (labels.positive - 1))
+    return Target(rate=min(rate, 1 - 1e-6), log_mean=labels.mean, log_std=max(std, 1e-3))
 
 
 def logit(rate: float) -> float:

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from models.data.schema import UserError
+from models.data.stats import fit_stats
 from models.data.tasks import ROLES
 from models.scoring.evaluation import Evaluation
 from ray_jobs import backfill, jobs, registry, snapshot
@@ -48,6 +50,21 @@ def test_no_row_of_a_role_lies_in_another_roles_time(demo_run: Config, tables: T
         days = frame["as_of"].dt.date()
         assert days.min() >= period.first
         assert days.max() <= period.last
+
+
+def test_stats_are_those_of_the_fit_role_alone(demo_run: Config, tables: Tables) -> None:
+    """Merged from the buckets' summaries, of which nothing is left."""
+    made = snapshot.snapshot(demo_run, tables)
+    fit = made.read("fit")
+    whole = fit_stats(made.stats.vocabulary, fit, fit.frame, demo_run.tasks)
+    assert made.stats.social == whole.social
+    for name, scale in whole.tabular.items():
+        assert made.stats.tabular[name].knots == pytest.approx(scale.knots), name
+    assert [t.rate for t in made.stats.targets.values()] == [t.rate for t in whole.targets.values()]
+    amounts = fit.frame["events_amount"].explode().drop_nulls().to_numpy().astype(np.float64)
+    scores = made.stats.amount.apply(amounts)
+    assert scores == pytest.approx(whole.amount.apply(amounts), abs=0.02)
+    assert sorted(p.name for p in Path(made.folder).iterdir()) == sorted([*ROLES, "snapshot.json"])
 
 
 def test_labels_are_those_of_the_lake(demo_run: Config, tables: Tables) -> None:

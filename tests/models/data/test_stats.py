@@ -1,6 +1,8 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -11,7 +13,17 @@ from hypothesis import strategies as st
 from models.data.features import FeatureConfig, Features, features
 from models.data.history import History, view
 from models.data.schema import UserError
-from models.data.stats import Scale, Stats, fit_scale, fit_stats, fit_target, logit
+from models.data.stats import (
+    Scale,
+    Stats,
+    Summary,
+    fit_scale,
+    fit_stats,
+    fit_target,
+    logit,
+    merged,
+    stats_of,
+)
 from models.data.tasks import Task
 from models.data.vocabulary import Vocabulary
 
@@ -140,6 +152,31 @@ def test_stats_cover_every_column_and_survive_json(fitted: tuple[Vocabulary, Fea
     assert stats.tabular["income"].knots == () and stats.social["device_nodes"].knots == ()
     assert (stats.amount.knots[0], stats.amount.knots[-1]) == (20.0, 40.0)
     assert Stats.model_validate_json(stats.model_dump_json()) == stats
+
+
+def test_summaries_of_parts_give_the_stats_of_the_whole(
+    fitted: tuple[Vocabulary, Features],
+) -> None:
+    """Written to a frame and read again between, as the buckets of a snapshot are."""
+    vocabulary, known = fitted
+    labels = pl.DataFrame({"y_bad": [0.0, 1.0, None, 0.0], "y_spend": [0.0, 4.0, 2.0, None]})
+    tasks = {"bad": BINARY, "spend": AMOUNT}
+    whole = fit_stats(vocabulary, known, labels, tasks)
+    for cuts in ([0, 4], [0, 1, 4], [0, 2, 2, 3, 4]):
+        parts = [
+            Summary.of(replace(known, frame=known.frame[low:high]), labels[low:high], tasks)
+            for low, high in pairwise(cuts)
+        ]
+        nobody = replace(known, frame=known.frame.clear())
+        frames = [part.to_frame() for part in parts]
+        summary = merged(Summary.from_frame(frame, nobody, tasks) for frame in frames)
+        assert summary is not None and summary.rank_error == 0
+        stats = stats_of(vocabulary, summary, tasks)
+        assert stats.model_dump(exclude={"targets"}) == whole.model_dump(exclude={"targets"})
+        spend, expected = stats.targets["spend"], whole.targets["spend"]
+        assert stats.targets["bad"] == whole.targets["bad"] and spend.rate == expected.rate
+        assert spend.log_mean == pytest.approx(expected.log_mean, abs=1e-12)
+        assert spend.log_std == pytest.approx(expected.log_std, abs=1e-12)
 
 
 def test_stats_of_users_without_events(make_events: Make, make_rows: Make) -> None:
