@@ -7,11 +7,14 @@ Ray runs the task again, and the same rows in another order must not overwrite t
 
 import hashlib
 import io
+import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import polars as pl
+from pyarrow import fs
 
 from ray_jobs.storage import filesystem, put
 
@@ -24,6 +27,18 @@ class Block:
     offset: int
     length: int
     crc32: int
+
+
+@contextmanager
+def exchange_folder(root: str) -> Iterator[str]:
+    """A folder under a root for the files that tasks exchange; afterwards it is gone."""
+    folder = f"{root}/_staging-{uuid.uuid4().hex}"
+    try:
+        yield folder
+    finally:
+        system, inner = filesystem(folder)
+        if system.get_file_info(inner).type == fs.FileType.Directory:
+            system.delete_dir(inner)
 
 
 def write_blocks(frame: pl.DataFrame, path: str) -> dict[int, Block]:

@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -80,13 +81,13 @@ def snapshot(config: Config, tables: Tables) -> Snapshot:
         return load(folder)
     vocabulary = _vocabulary(config, tables)
     dates = _graph_dates(config, tables)
-    graph.publish(config, tables, dates)
+    hubs = graph.publish(config, tables, dates)
     staged = folder.with_name(f".{folder.name}")
     shutil.rmtree(staged, ignore_errors=True)
     for part in (*ROLES, SUMMARIES):
         (staged / part).mkdir(parents=True)
     job = _Bucket(config, tables, vocabulary, dates, str(staged))
-    account = total(over(range(config.buckets), job, "snapshot"))
+    account = total(over(range(config.buckets), job, "snapshot")) | hubs
     assert account["rows"] == sum(account[role] for role in ROLES) + account["without_events"]
     manifest = _fit(config, staged, vocabulary, tables.versions, account)
     (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
@@ -235,11 +236,17 @@ def _graph_dates(config: Config, tables: Tables) -> list[datetime]:
     """The month starts at or before the as-of times of the split."""
     if config.split.schedule == "month":
         return sorted({t for _, t in config.split.month_starts()})
-    labels = tables.read("labels")
-    if labels is None:
+    if "labels" not in tables.versions:
         raise UserError("split.schedule is labels, but no source maps to the labels table")
+    found = over(range(config.buckets), partial(_labelled_months, config, tables), "dates")
+    return sorted({month for months in found for month in months})
+
+
+def _labelled_months(config: Config, tables: Tables, bucket: int) -> list[datetime]:
+    labels = tables.read("labels", bucket, ["as_of"])
+    assert labels is not None
     inside = labels.filter(config.split.role_of(pl.col("as_of")).is_not_null())
-    return sorted(inside["as_of"].dt.truncate("1mo").unique().to_list())
+    return inside["as_of"].dt.truncate("1mo").unique().to_list()
 
 
 def _fit(

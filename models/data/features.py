@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from models.data.graph import MEASURES, social_columns
+from models.data.graph import MAX_TIES, MEASURES, social_columns
 from models.data.history import HistoryConfig, View, local_weekday
 from models.data.schema import UserError
 from models.data.strict import Strict
@@ -47,6 +47,7 @@ class FeatureConfig(Strict):
     max_categories: int = Field(default=64, ge=1)
     max_event_types: int = Field(default=16, ge=1)
     neighbour_outcomes: bool = True
+    max_ties_of_a_node: int = Field(default=MAX_TIES, ge=2)  # of more, outcomes are estimated
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.data.graph import MEASURES, graph_snapshot, social_columns
+from models.data.graph import (
+    MEASURES,
+    NODE,
+    graph_snapshot,
+    hub_account,
+    members,
+    node_sums,
+    other_ends,
+    partial_sums,
+    social_columns,
+    user_measures,
+)
 
 Make = Callable[..., pl.DataFrame]
 Records = list[dict[str, Any]]
@@ -93,11 +104,11 @@ EDGE = st.builds(
 )
 
 
+OUTCOMES = st.lists(st.tuples(USERS, st.sampled_from([0.0, 1.0]), TIMES), max_size=8)
+
+
 @settings(max_examples=60)
-@given(
-    st.lists(EDGE, max_size=25),
-    st.lists(st.tuples(USERS, st.sampled_from([0.0, 1.0]), TIMES), max_size=8),
-)
+@given(st.lists(EDGE, max_size=25), OUTCOMES)
 def test_it_equals_a_projection(
     make_edges: Make, edges: Records, outcomes: list[tuple[int, float, datetime]]
 ) -> None:
@@ -180,3 +191,109 @@ def test_columns_and_no_ties_at_all(make_edges: Make, relations: tuple[str, ...]
     one = graph_snapshot(make_edges([{"user_key": 1, "dst": 100}]), NO_OUTCOMES, DATE, relations)
     assert one.schema == snapshot.schema
     assert one["graph_date"].to_list() == [DATE]
+
+
+def split(frame: pl.DataFrame, at: pl.Series, parts: int) -> list[pl.DataFrame]:
+    """A frame by a number of each row, modulo the parts."""
+    return [frame.filter(at.cast(pl.Int64) % parts == part) for part in range(parts)]
+
+
+def in_parts(
+    edges: pl.DataFrame, outcomes: pl.DataFrame, users: int, nodes: int, cap: int
+) -> pl.DataFrame:
+    """The snapshot, made of so many parts of users and of nodes that know nothing of each other."""
+    ends = other_ends(edges)
+    parts = zip(
+        split(edges.select(ends.columns), edges["user_key"], users),
+        split(ends, ends["user_key"], users),
+        split(outcomes, outcomes["user_key"], users),
+        strict=True,
+    )
+    tied = [members(pl.concat([own, came]), known, DATE) for own, came, known in parts]
+    told = pl.concat([partial_sums(part, cap) for part in tied])
+    sums = [node_sums(part, cap) for part in split(told, told["low"] + told["high"], nodes)]
+    asked = [pl.concat(sums).join(part.select(NODE).unique(), on=NODE, how="semi") for part in tied]
+    pairs = zip(tied, asked, strict=True)
+    measured = [user_measures(part, sums, DATE, RELATIONS) for part, sums in pairs]
+    return pl.concat(measured).sort("user_key")
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(EDGE, max_size=25),
+    OUTCOMES,
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.sampled_from([2, 3, 100]),
+)
+def test_any_number_of_parts_gives_the_same(
+    make_edges: Make,
+    edges: Records,
+    outcomes: list[tuple[int, float, datetime]],
+    users: int,
+    nodes: int,
+    cap: int,
+) -> None:
+    given_edges, given_outcomes = make_edges(edges), outcomes_of(*outcomes)
+    whole = graph_snapshot(given_edges, given_outcomes, DATE, RELATIONS, cap)
+    assert in_parts(given_edges, given_outcomes, users, nodes, cap).equals(whole)
+    assert in_parts(given_edges.reverse(), given_outcomes, users, nodes, cap).equals(whole)
+
+
+def hub(make_edges: Make, size: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Users 1 … size at device 0; every second outcome is known, of these every third is bad."""
+    edges = make_edges({"user_key": user, "dst": 0} for user in range(1, size + 1))
+    known = [(user, float(user % 3 == 0), DATE) for user in range(1, size + 1) if user % 2 == 0]
+    return edges, outcomes_of(*known)
+
+
+def test_a_hub_keeps_its_degree_and_its_outcomes_are_estimated(make_edges: Make) -> None:
+    size, cap = 6000, 1500
+    edges, outcomes = hub(make_edges, size)
+    frame = graph_snapshot(edges, outcomes, DATE, RELATIONS, cap)
+    assert frame.height == size
+    assert set(frame["device_shared"]) == set(frame["device_max_shared"]) == {size - 1.0}
+    assert set(frame["device_nodes"]) == {1.0}
+    # four standard errors of a sample of 1,500, not less than one of them by luck
+    assert frame["device_known"].to_numpy() == pytest.approx(size / 2, abs=4 * 0.013 * size)
+    assert frame["device_bad"].to_numpy() == pytest.approx(size / 6, abs=4 * 0.0097 * size)
+    assert (frame["device_bad"] <= frame["device_known"]).all()
+    assert frame["device_known"].n_unique() > 1  # less one's own part, if one was counted
+    exact = graph_snapshot(edges, outcomes, DATE, RELATIONS, size)
+    assert measures(exact, "device")[1] == (1, size - 1, size - 1, size / 2, size / 6)
+    assert graph_snapshot(edges.reverse(), outcomes, DATE, RELATIONS, cap).equals(frame)
+
+
+def test_who_is_counted_at_a_hub_is_nobody_in_particular(make_edges: Make) -> None:
+    """Neither the first nor the last, other ones at another hub, the same when a user joins."""
+    edges, outcomes = hub(make_edges, 1000)
+
+    def counted(given_edges: pl.DataFrame) -> set[int]:
+        tied = members(given_edges, outcomes, DATE)
+        last = node_sums(partial_sums(tied, 100), 100)["last"][0]
+        return set(tied.filter(pl.col("draw") <= last)["user_key"])
+
+    here = counted(edges)
+    assert len(here) == 100
+    assert 350 < sum(here) / 100 < 650
+    there = counted(edges.with_columns(dst=pl.lit(7, dtype=pl.Int64)))
+    assert len(here & there) < 30
+    more = pl.concat([edges, make_edges([{"user_key": 1001, "dst": 0}])])
+    assert len(here & counted(more)) >= 99
+
+
+def test_the_account_of_hubs(make_edges: Make) -> None:
+    records = [{"user_key": user, "dst": 9 - user % 3} for user in range(1, 20)]
+    tied = members(make_edges([*records, {"user_key": 1, "dst": 2}]), NO_OUTCOMES, DATE)
+    sums = node_sums(partial_sums(tied, 6), 6)
+    assert hub_account(sums) == {"hubs": 1, "ties_left_out": 1}
+    assert sums["users"].sum() == 20
+    assert hub_account(sums.clear()) == {"hubs": 0, "ties_left_out": 0}
+
+
+def test_a_user_outside_the_sample_leaves_it_as_it_is(make_edges: Make) -> None:
+    """Each of ten users knows of 9 others; of 4 counted, those counted themselves see 3."""
+    edges = make_edges({"user_key": user, "dst": 0} for user in range(10))
+    outcomes = outcomes_of(*((user, 1.0, DATE) for user in range(10)))
+    frame = graph_snapshot(edges, outcomes, DATE, RELATIONS, 4)
+    assert set(measures(frame, "device").values()) == {(1.0, 9.0, 9.0, 9.0, 9.0)}
