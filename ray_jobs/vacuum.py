@@ -88,12 +88,18 @@ def remove_dead_staging(lake: Lake, now: datetime, kept: timedelta = STAGING_KEP
     dead = [
         folder
         for folder in found
-        if folder.base_name.startswith(STAGING)
-        and max([folder.mtime, *(f.mtime for f in _below(system, folder.path))]) <= now - kept
+        if folder.base_name.startswith(STAGING) and _last_written(system, folder) <= now - kept
     ]
     for folder in dead:
         system.delete_dir(folder.path)
     return len(dead)
+
+
+def _last_written(system: fs.FileSystem, folder: fs.FileInfo) -> datetime:
+    """When anything was last written in a folder, which itself has no time in an object store."""
+    times = [info.mtime for info in [folder, *_below(system, folder.path)]]
+    last: datetime = max(time for time in times if time is not None)
+    return last
 
 
 def _below(system: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
