@@ -17,6 +17,7 @@ VERBS = {
     "backfill": "score everyone as of a date with the champion",
     "serve": "the scoring endpoint, until interrupted",
     "compact": "merge the lake's small files; delete what is old (--vacuum-days)",
+    "erase": "remove a user everywhere (--user-id, --user-ids)",
     "demo": "all of it, one after the other",
 }
 
@@ -49,6 +50,16 @@ def parser() -> argparse.ArgumentParser:
                 help="delete files and history that are older and that no run of the last N days "
                 "needs (default: delete none)",
             )
+        if verb == "erase":
+            one.add_argument(
+                "--user-id",
+                action="append",
+                default=[],
+                metavar="ID",
+                dest="user_ids",
+                help="whom to remove; may be repeated",
+            )
+            one.add_argument("--user-ids", metavar="FILE", dest="file", help="one id a line")
         if verb == "train":
             one.add_argument("--name", help="of the run; a run of the same name is resumed")
     return result

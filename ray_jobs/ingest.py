@@ -12,6 +12,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from models.data.clean import ERASED
 from models.data.keys import secret_check
 from models.data.schema import (
     EDGES,
@@ -25,6 +26,7 @@ from models.data.schema import (
     users_table,
 )
 from models.data.source import Source
+from ray_jobs import tombstones
 from ray_jobs.account import Account, Count, Part, from_stored, to_stored
 from ray_jobs.exchange import Block
 from ray_jobs.files import SAFE, SourceFile, find
@@ -86,6 +88,7 @@ def ingest(
             buckets=buckets,
             secret=secret,
             now=now,
+            erased=tombstones.erased(lake),
         )
         before = _before(plan)
         inspected = over(files, partial(inspect, plan), "inspect files")
@@ -100,6 +103,8 @@ def ingest(
         final = [m for several in merged for m in several]
         _check(plan, inspected, staged, final)
         account = _account(plan, contents, before, staged, final)
+        if tombstones.erased(lake) != plan.erased:
+            raise UserError("users were erased while this ingest ran: run it again")
         _publish(plan, {i.part: i.part in readable for i in changed}, contents, final)
     _record(plan, account, contents, before, started)
     return account
@@ -135,8 +140,8 @@ def _tables(
 
 
 def _before(plan: Plan) -> dict[Part, tuple[str, Count]]:
-    """What the last ingest left: the content hash and counts of each source and period."""
-    row = plan.lake.latest_run("ingest")
+    """What the last ingest or erasure left: each source and period's content hash and counts."""
+    row = plan.lake.state()
     if row is None:
         return {}
     made = row["config"]
@@ -260,7 +265,10 @@ def _units(plan: Plan, staged: Sequence[Staged]) -> list[Unit]:
 def _check(
     plan: Plan, inspected: Sequence[Inspected], staged: Sequence[Staged], final: Sequence[Merged]
 ) -> None:
-    """Raise UserError for a source with too many unreadable files or rejected rows."""
+    """Raise UserError for a source with too many unreadable files or rejected rows.
+
+    Rows of erased users are no fault of the file.
+    """
     for name, source in plan.sources.items():
         files = [i.file for i in inspected if i.file.source == name]
         mine = [s for s in staged if s.file.source == name]
@@ -271,7 +279,8 @@ def _check(
         read = [s for s in mine if s.unreadable is None]
         unknown = [m for m in final if m.part[0] == name and m.first is not None]
         rows_in = sum(s.rows_in for s in read)
-        rejected = sum(sum(s.reasons.values()) for s in read) + sum(m.unknown for m in unknown)
+        faults = [n for s in read for reason, n in s.reasons.items() if reason != ERASED]
+        rejected = sum(faults) + sum(m.unknown for m in unknown)
         if rejected > most * rows_in:
             first = [(s.file.name, *s.first) for s in read if s.first is not None]
             first += [(*m.first, UNKNOWN_USER) for m in unknown if m.first is not None]

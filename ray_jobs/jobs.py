@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.data.schema import UserError
-from ray_jobs import backfill, compact, demo, evaluate, registry, serve, snapshot, train
+from ray_jobs import backfill, compact, demo, erase, evaluate, registry, serve, snapshot, train
 from ray_jobs.cluster import connected
 from ray_jobs.config import Config, load
 from ray_jobs.ingest import ingest
@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
         "backfill": lambda: backfill.backfill(config, tables(config)),
         "serve": lambda: serve.serve_forever(config, tables(config)),
         "compact": lambda: run_compact(config, arguments.vacuum_days),
+        "erase": lambda: run_erase(config, arguments.user_ids, arguments.file),
         "demo": lambda: demo.demo(config),
     }
     with connected(config.cluster):
@@ -90,3 +91,9 @@ def run_promote(config: Config, model: str | None, approver: str) -> None:
 def run_compact(config: Config, vacuum_days: int | None) -> None:
     """Merge the lake's small files; prints the account."""
     console.print(compact.shown(compact.compact(Lake(config.lake), vacuum_days)))
+
+
+def run_erase(config: Config, user_ids: list[str], file: str | None) -> None:
+    """Remove users from the lake and the work folder; prints the account."""
+    ids = erase.ids_of(user_ids, file)
+    erase.erase(Lake(config.lake), Path(config.work), ids, read_secret(config))

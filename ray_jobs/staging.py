@@ -12,7 +12,7 @@ from datetime import datetime
 
 import polars as pl
 
-from models.data.clean import Cleaner, conform, dedupe
+from models.data.clean import ERASED, Cleaner, conform, dedupe
 from models.data.keys import check_identities
 from models.data.mapping import Mapped, check_seen, open_schema, resolve
 from models.data.schema import IDENTITIES, REJECTED, Table, empty
@@ -37,6 +37,7 @@ class Plan:
     buckets: int
     secret: bytes = field(repr=False)
     now: datetime
+    erased: frozenset[str] = frozenset()  # hashes of users whose rows are not to come back
 
     def table_of(self, source: str) -> Table:
         """The table that a source maps to."""
@@ -66,7 +67,7 @@ class Staged:
     rows_in: int = 0
     duplicates: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
-    first: tuple[int, str] | None = None  # the first rejected row, and why
+    first: tuple[int, str] | None = None  # the first rejected row of no erased user, and why
     rows: Mapping[int, Block] = field(default_factory=dict)  # by bucket
     identities: Mapping[int, Block] = field(default_factory=dict)
     rejected: DataFile | None = None
@@ -211,6 +212,7 @@ def _stage_batch(
         buckets=plan.buckets,
         secret=plan.secret,
         now=plan.now,
+        erased=plan.erased,
     )
     cleaned = cleaner.clean(
         batch.rows.with_columns(absent), batch.numbers, mapped, file=file.name, period=file.period
@@ -218,13 +220,14 @@ def _stage_batch(
     bad = pl.DataFrame(batch.bad, schema={"row": pl.Int64, "reason": pl.String}, orient="row")
     rejected = pl.concat([cleaned.rejected, _rejected(bad, file)]).sort("row")
     name = hashlib.sha256(file.name.encode()).hexdigest()[:16]
+    faults = rejected.filter(pl.col("reason") != ERASED)
     stem = f"{plan.folder}/{file.source}/{file.period}/{name}-{part.first_row}-{at}"
     return Staged(
         file=file,
         rows_in=batch.rows.height + bad.height,
         duplicates=cleaned.duplicates,
         reasons=Counter(rejected["reason"].to_list()),
-        first=rejected.select("row", "reason").row(0) if rejected.height else None,
+        first=faults.select("row", "reason").row(0) if faults.height else None,
         rows=write_blocks(cleaned.accepted.drop("source", "period"), f"{stem}.rows"),
         identities=write_blocks(cleaned.identities, f"{stem}.identities"),
         rejected=write_file(rejected, REJECTED, f"{stem}.parquet") if rejected.height else None,

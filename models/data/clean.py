@@ -30,6 +30,7 @@ _MASK = "***"
 _MASKED = ("user_id", "other_id", "counterparty_id", "text")
 _IDS = ("user_id", "other_id", "counterparty_id")
 _AMOUNTS = ("amount", "proposed_amount")
+ERASED = "erased user"  # the reason of a row that names a user who was erased
 _START = datetime(FIRST_YEAR, 1, 1, tzinfo=UTC)
 
 
@@ -49,7 +50,11 @@ class Cleaned:
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaner:
-    """Cleans the rows of one source; `now` is the latest time that a row may carry."""
+    """Cleans the rows of one source; `now` is the latest time that a row may carry.
+
+    `erased`: hashes of the users who were erased. A row that names one is rejected, whatever else
+    is wrong with it, and its content is not kept.
+    """
 
     name: str
     source: Source
@@ -57,6 +62,7 @@ class Cleaner:
     buckets: int
     secret: bytes = field(repr=False)
     now: datetime
+    erased: frozenset[str] = frozenset()
 
     def clean(
         self,
@@ -76,12 +82,16 @@ class Cleaner:
         origin = [pl.lit(self.name).alias("source"), pl.lit(period).alias("period")]
         values, reason = self._parse(raw, mapped)
         values = self._with_defaults(values)
-        reason = first_reason(reason, *self._missing(values), *self._wrong(values))
+        reason = first_reason(
+            self._erased(values), reason, *self._missing(values), *self._wrong(values)
+        )
         rejected = empty(REJECTED)
         if reason is not None:
             bad = reason.is_not_null()
             rejected = _numbered(raw.filter(bad), rows.filter(bad), mapped, file)
             rejected = rejected.with_columns(reason.filter(bad).alias("reason"), *origin)
+            shown = pl.when(pl.col("reason") != ERASED).then("content").alias("content")
+            rejected = rejected.with_columns(shown)
             values, raw, rows = values.filter(~bad), raw.filter(~bad), rows.filter(~bad)
         users = keys.key_pairs(self.secret, values["user_id"])
         keyed = self._with_keys(values, raw, users).with_columns(origin)
@@ -144,6 +154,20 @@ class Cleaner:
             happened = "event_time" if "event_time" in has else "valid_from"
             values = values.with_columns((pl.col(happened) + self.source.lag).alias("available_at"))
         return values
+
+    def _erased(self, values: pl.DataFrame) -> pl.Series | None:
+        """The reason of rows that name an erased user, on either side of a tie."""
+        if not self.erased:
+            return None
+        named = [values["user_id"]]
+        if self.table.name == "edges":
+            users = pl.when(pl.col("dst_kind") == "user").then("other_id")
+            named.append(values.select(users).to_series())
+        hashes = [keys.erased_hashes(self.secret, keys.keys_of(self.secret, n)) for n in named]
+        gone = pl.Series(list(self.erased), dtype=pl.String).implode()
+        return fault(
+            pl.select(pl.any_horizontal(h.is_in(gone) for h in hashes)).to_series(), ERASED
+        )
 
     def _missing(self, values: pl.DataFrame) -> list[pl.Series | None]:
         """The reasons of rows that lack what their table needs."""

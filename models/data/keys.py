@@ -49,6 +49,16 @@ def _hmac64(secret: str) -> pl.Expr:
     return digits.str.to_integer(base=16, dtype=pl.UInt64).reinterpret(signed=True)
 
 
+def erased_hashes(secret: bytes, user_keys: pl.Series) -> pl.Series:
+    """What a tombstone says of each key: HMAC-SHA256 of it, in hex; null stays null.
+
+    Without the secret neither the key nor the id can be told from it, even by trying them all.
+    """
+    text = user_keys.cast(pl.String).to_frame("id")
+    marked = text.select(pl.lit("erased:") + pl.col("id")).to_series().to_frame("id")
+    return marked.select(plh.col("id").chash.hmac_sha256(key=secret.decode())).to_series()
+
+
 def secret_check(secret: bytes) -> str:
     """A fingerprint of the secret: it tells two secrets apart and gives neither away."""
     return hmac.digest(secret, b"raycredit: is this the same secret?", "sha256")[:8].hex()

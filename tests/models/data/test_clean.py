@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from models.data import keys
-from models.data.clean import Cleaned, Cleaner, conform, dedupe
+from models.data.clean import ERASED, Cleaned, Cleaner, conform, dedupe
 from models.data.mapping import resolve
 from models.data.schema import (
     EDGES,
@@ -340,3 +340,28 @@ def test_online_retail(shared_data: Path) -> None:
     assert cleaned.duplicates == 5_225
     assert cleaned.rejected["reason"].value_counts().rows() == [("no user id", 135_080)]
     assert cleaned.identities.height == 4_372
+
+
+def test_rows_that_name_an_erased_user_are_refused_without_their_content() -> None:
+    erased = frozenset(keys.erased_hashes(SECRET, keys.keys_of(SECRET, pl.Series(["bo"]))))
+    ties = pl.DataFrame(
+        {
+            "a": ["bo", "al", "al", "al", None, "bo"],
+            "b": ["al", "bo", "bo", "cy", "bo", "bo"],
+            "kind": ["user", "user", "device", "user", "user", "user"],
+            "t": ["2011-01-01"] * 5 + ["not a time"],
+        }
+    )
+    mapping = {"user_id": "a", "other_id": "b", "other_kind": "kind", "relation": "'tie'"}
+    source = Source(table="edges", path="f", columns={**mapping, "valid_from": "t"})
+    cleaner = Cleaner(
+        name="shop", source=source, table=EDGES, buckets=4, secret=SECRET, now=NOW, erased=erased
+    )
+    mapped = resolve(source, ties.schema, "f.csv", untyped=True)
+    numbers = pl.int_range(1, 7, eager=True)
+    cleaned = cleaner.clean(ties, numbers, mapped, file="f.csv", period="all")
+    assert cleaned.accepted.height == 2  # a device of the same name is no user
+    refused = cleaned.rejected.filter(pl.col("reason") == ERASED)
+    assert refused["row"].to_list() == [1, 2, 5, 6]
+    assert refused["content"].null_count() == 4
+    assert "bo" not in cleaned.identities["user_id"].to_list()

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.data.keys import check_identities, id_hash, keys_of, row_hash, secret_check, user_key
+from models.data.keys import (
+    check_identities,
+    erased_hashes,
+    id_hash,
+    keys_of,
+    row_hash,
+    secret_check,
+    user_key,
+)
 from models.data.schema import UserError
 
 SECRET = b"a secret of the tests"
@@ -27,6 +35,15 @@ def test_keys_follow_the_rows_and_nulls_stay() -> None:
     assert keys.to_list() == expected
     assert keys.dtype == pl.Int64
     assert keys_of(SECRET, pl.Series("u", [], dtype=pl.String)).to_list() == []
+
+
+def test_a_tombstone_is_an_hmac_of_the_key() -> None:
+    hashes = erased_hashes(SECRET, pl.Series("user_key", [17, None, -1]))
+    expected = [
+        hmac.new(SECRET, b"erased:%d" % key, hashlib.sha256).hexdigest() for key in (17, -1)
+    ]
+    assert hashes.to_list() == [expected[0], None, expected[1]]
+    assert erased_hashes(b"another secret", pl.Series([17]))[0] != expected[0]
 
 
 def test_secret_check_tells_secrets_apart() -> None:
