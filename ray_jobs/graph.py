@@ -14,6 +14,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow as pa
@@ -30,13 +32,16 @@ from models.data.graph import (
     user_measures,
 )
 from models.data.keys import row_hash
-from models.data.schema import TIMESTAMP, Table, bucket_of
-from ray_jobs.config import Config
+from models.data.schema import TIMESTAMP, Table, UserError, bucket_of
+from models.data.tasks import Split
 from ray_jobs.exchange import Block, exchange_folder, read_blocks, write_blocks
 from ray_jobs.parallel import over, total
 from ray_jobs.progress import say
 from ray_jobs.storage import DataFile
 from ray_jobs.tables import Tables
+
+if TYPE_CHECKING:  # the tasks need no network, whose libraries take as much memory as their rows
+    from ray_jobs.config import Config
 
 Blocks = tuple[Block, ...]
 
@@ -56,7 +61,7 @@ def graph_table(kinds: tuple[str, ...]) -> Table:
     )
 
 
-def publish(config: Config, tables: Tables, dates: Sequence[datetime]) -> dict[str, int]:
+def publish(config: "Config", tables: Tables, dates: Sequence[datetime]) -> dict[str, int]:
     """Publish the snapshots of these dates, unless they are there for this state of the lake.
 
     The account: `hubs` (nodes with more ties than are counted, each once a month) and
@@ -66,7 +71,8 @@ def publish(config: Config, tables: Tables, dates: Sequence[datetime]) -> dict[s
     if "edges" not in tables.versions:
         return account
     with exchange_folder(tables.lake.root) as folder:
-        work = _Work(config, tables, folder)
+        cap = config.features.max_ties_of_a_node
+        work = _Work(tables, folder, config.buckets, cap, config.roles.pd)
         turned = over(range(config.buckets), _Turn(work), "graph: other ends")
         kinds = tuple(sorted({kind for found, _ in turned for kind in found}))
         if not kinds:
@@ -83,13 +89,33 @@ def publish(config: Config, tables: Tables, dates: Sequence[datetime]) -> dict[s
     return account
 
 
+def labelled_months(tables: Tables, split: Split, buckets: int) -> list[datetime]:
+    """The month starts at or before the labelled times that have a role.
+
+    Raises UserError where there are no labels.
+    """
+    if "labels" not in tables.versions:
+        raise UserError("split.schedule is labels, but no source maps to the labels table")
+    found = over(range(buckets), partial(_months_of, tables, split), "graph: months")
+    return sorted({month for months in found for month in months})
+
+
+def _months_of(tables: Tables, split: Split, bucket: int) -> list[datetime]:
+    labels = tables.read("labels", bucket, ["as_of"])
+    assert labels is not None
+    inside = labels.filter(split.role_of(pl.col("as_of")).is_not_null())
+    return inside["as_of"].dt.truncate("1mo").unique().to_list()
+
+
 @dataclass(frozen=True)
 class _Work:
     """What every task needs to know."""
 
-    config: Config
     tables: Tables
     folder: str
+    buckets: int
+    cap: int  # ties counted at a node
+    task: str  # whose outcomes are counted
 
 
 @dataclass(frozen=True)
@@ -113,7 +139,7 @@ class _Users:
             time = pl.Datetime("us", "UTC")
             types = (pl.Int64(), pl.Float64(), time)
             return pl.DataFrame(schema=dict(zip(columns, types, strict=True)))
-        return labels.filter(pl.col("task") == work.config.roles.pd).select(columns)
+        return labels.filter(pl.col("task") == work.task).select(columns)
 
 
 @dataclass(frozen=True)
@@ -140,10 +166,9 @@ class _Turn:
     work: _Work
 
     def __call__(self, bucket: int) -> tuple[list[str], dict[int, Block]]:
-        config = self.work.config
-        ties = _Users(bucket, ()).ties(self.work)
-        turned = other_ends(ties).with_columns(bucket=bucket_of(pl.col("user_key"), config.buckets))
-        blocks = write_blocks(turned, f"{self.work.folder}/ends-{bucket}")
+        work, ties = self.work, _Users(bucket, ()).ties(self.work)
+        turned = other_ends(ties).with_columns(bucket=bucket_of(pl.col("user_key"), work.buckets))
+        blocks = write_blocks(turned, f"{work.folder}/ends-{bucket}")
         return ties["relation"].unique().to_list(), blocks
 
 
@@ -156,12 +181,12 @@ class _Members:
 
     def __call__(self, users: _Users) -> list[dict[int, Block]]:
         ties, outcomes = users.ties(self.work), users.outcomes(self.work)
-        config, told = self.work.config, []
+        told = []
         for date in self.dates:
             tied = members(ties, outcomes, date)
-            parts = partial_sums(tied, config.features.max_ties_of_a_node)
+            parts = partial_sums(tied, self.work.cap)
             node = row_hash(parts.select(NODE), "node").alias("node")
-            bucket = bucket_of(pl.col("node"), config.buckets).alias("bucket")
+            bucket = bucket_of(pl.col("node"), self.work.buckets).alias("bucket")
             placed = parts.with_columns(node).with_columns(bucket).drop("node")
             path = f"{self.work.folder}/members-{users.bucket}-{date:%Y-%m-%d}"
             told.append(write_blocks(placed, path))
@@ -177,7 +202,7 @@ class _Sums:
     def __call__(self, nodes: _Nodes) -> tuple[dict[int, Block], dict[str, int]]:
         told = [read_blocks([b]).with_columns(bucket=pl.lit(user)) for user, b in nodes.told]
         parts = pl.concat(told)
-        sums = node_sums(parts.drop("bucket"), self.work.config.features.max_ties_of_a_node)
+        sums = node_sums(parts.drop("bucket"), self.work.cap)
         asked = parts.select(*NODE, "bucket").unique()
         path = f"{self.work.folder}/sums-{nodes.bucket}-{nodes.month}"
         return write_blocks(asked.join(sums, on=NODE), path), hub_account(sums)

@@ -14,7 +14,6 @@ import shutil
 from collections import Counter
 from contextlib import AbstractContextManager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -236,17 +235,7 @@ def _graph_dates(config: Config, tables: Tables) -> list[datetime]:
     """The month starts at or before the as-of times of the split."""
     if config.split.schedule == "month":
         return sorted({t for _, t in config.split.month_starts()})
-    if "labels" not in tables.versions:
-        raise UserError("split.schedule is labels, but no source maps to the labels table")
-    found = over(range(config.buckets), partial(_labelled_months, config, tables), "dates")
-    return sorted({month for months in found for month in months})
-
-
-def _labelled_months(config: Config, tables: Tables, bucket: int) -> list[datetime]:
-    labels = tables.read("labels", bucket, ["as_of"])
-    assert labels is not None
-    inside = labels.filter(config.split.role_of(pl.col("as_of")).is_not_null())
-    return inside["as_of"].dt.truncate("1mo").unique().to_list()
+    return graph.labelled_months(tables, config.split, config.buckets)
 
 
 def _fit(

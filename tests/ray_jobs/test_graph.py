@@ -9,7 +9,7 @@ import pytest
 
 from models.data.clean import conform
 from models.data.graph import graph_snapshot
-from models.data.schema import EDGES, LABELS, Table, bucket_of
+from models.data.schema import EDGES, LABELS, Table, UserError, bucket_of
 from ray_jobs import graph
 from ray_jobs.config import Config
 from ray_jobs.exchange import exchange_folder, write_blocks
@@ -124,6 +124,20 @@ def test_a_lake_without_ties_has_no_snapshot(
             "ties_left_out": 0,
         }, name
         assert tables.graph(MONTHS[0]) is None
+
+
+def test_labelled_times_need_the_snapshots_of_their_months(
+    tmp_path: Path, world: Frames, demo_config: Config, ray_cluster: None
+) -> None:
+    split = demo_config.split.model_copy(update={"schedule": "labels"})
+    tables = tables_of(tmp_path / "lake", world, 4)
+    times = world[1].filter(split.role_of(pl.col("as_of")).is_not_null())["as_of"]
+    expected = sorted({time.replace(day=1) for time in times})
+    assert len(expected) > 1
+    assert graph.labelled_months(tables, split, 4) == expected
+    unlabelled = Tables(tables.lake, {"edges": tables.versions["edges"]})
+    with pytest.raises(UserError, match="no source maps to the labels table"):
+        graph.labelled_months(unlabelled, split, 4)
 
 
 def test_the_folder_of_an_exchange_goes_whatever_happens(tmp_path: Path) -> None:
