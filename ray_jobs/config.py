@@ -72,10 +72,10 @@ class ClusterConfig(Strict):
 
 
 class Config(Strict):
-    """Everything that a job needs to know. Paths may be local, s3:// or gs://."""
+    """Everything that a job needs to know."""
 
-    lake: str
-    work: str  # snapshots, training runs, artifacts and reports
+    lake: str  # a folder that all nodes share, or an s3:// or gs:// URL
+    work: str  # a folder that all nodes share: snapshots, training runs, artifacts and reports
     seed: int = 20240501
     secret_file: str | None = None  # else the environment variable RAYCREDIT_SECRET
     buckets: int = Field(default=4, ge=1, le=65536)
@@ -99,6 +99,10 @@ class Config(Strict):
     def _parts_fit_together(self) -> "Config":
         if self.buckets & (self.buckets - 1):
             raise ValueError(f"buckets: {self.buckets} is not a power of two")
+        if "://" in self.lake and (odd := next((c for c in "?#%" if c in self.lake), None)):
+            raise ValueError(f"lake: no {odd} in a URL; AWS_ENDPOINT_URL says where S3 is")
+        if "://" in self.work:
+            raise ValueError("work: expected a folder that all nodes share, not a URL")
         for role, kind in (("pd", "binary"), ("fraud", "binary"), ("spend", "amount")):
             name = getattr(self.roles, role)
             if name is None:

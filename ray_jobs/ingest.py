@@ -119,8 +119,8 @@ def _find(sources: Mapping[str, Source]) -> list[SourceFile]:
 
 @contextmanager
 def _staging(lake: Lake) -> Iterator[str]:
-    """A folder in the lake for this ingest's files; afterwards it is gone, and so is the lake's
-    own folder if nothing came into it."""
+    """A folder in the lake for this ingest's files; afterwards it is gone, and on a disk so is the
+    lake's own folder if nothing came into it."""
     folder = lake.url(f"_staging-{uuid.uuid4().hex}")
     try:
         yield folder
@@ -128,7 +128,8 @@ def _staging(lake: Lake) -> Iterator[str]:
         system, root = filesystem(lake.root)
         if system.get_file_info(filesystem(folder)[1]).type == fs.FileType.Directory:
             system.delete_dir(filesystem(folder)[1])
-            if not system.get_file_info(fs.FileSelector(root)):
+            local = isinstance(system, fs.LocalFileSystem)  # elsewhere it may be the bucket itself
+            if local and not system.get_file_info(fs.FileSelector(root)):
                 system.delete_dir(root)
 
 

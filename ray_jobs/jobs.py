@@ -13,6 +13,7 @@ from ray_jobs.config import Config, load
 from ray_jobs.ingest import ingest
 from ray_jobs.lake import Lake
 from ray_jobs.progress import console, say
+from ray_jobs.reach import check
 from ray_jobs.report.terminal import summary_tables
 from ray_jobs.secret import read_secret
 from ray_jobs.simulate import simulate
@@ -37,6 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
         "erase": lambda: run_erase(config, arguments.user_ids, arguments.file),
         "demo": lambda: demo.demo(config),
     }
+    if arguments.verb != "simulate":
+        reads_raw = arguments.verb in ("ingest", "demo")
+        check(config.lake, [s.path for s in config.sources.values()] if reads_raw else [])
     with connected(config.cluster):
         verbs[arguments.verb]()
 

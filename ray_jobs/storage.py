@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from models.data.schema import Table
+from models.data.schema import Table, UserError
 
+_STORES = ("s3", "gs")  # what follows in their URLs is a bucket, and a key as it stands
 _SAMPLE = 10_000  # rows that tell whether a column is worth a dictionary
 
 
@@ -35,11 +36,22 @@ def absolute(path: str) -> str:
 
 
 def filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URL (s3://, gs://), and the path on it."""
+    """The file system of a path or URL (s3://, gs://), and the path on it.
+
+    Where S3 is and who asks come from the environment: AWS_ENDPOINT_URL, AWS_REGION,
+    AWS_ACCESS_KEY_ID and so on, which deltalake reads as well.
+    """
     if "://" not in path:
         return fs.LocalFileSystem(), os.path.abspath(path)
-    system, inner = fs.FileSystem.from_uri(path)
-    return system, inner
+    scheme, _, rest = path.partition("://")
+    if scheme not in _STORES:
+        system, inner = fs.FileSystem.from_uri(path)
+        return system, inner
+    # only the bucket is read as a URI: a key may hold a space, a bracket or a percent sign
+    place, mark, options = rest.partition("?")
+    bucket, _, key = place.partition("/")
+    system, root = fs.FileSystem.from_uri(f"{scheme}://{bucket}{mark}{options}")
+    return system, f"{root}/{key}".rstrip("/")
 
 
 def partition_of(path: str) -> dict[str, str]:
@@ -109,12 +121,23 @@ def _repetitive(rows: pl.DataFrame) -> list[str]:
     return [c for c in rows.columns if sample[c].n_unique() <= sample.height // 4 + 1]
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
+
+
 def put(content: bytes | memoryview, path: str) -> None:
-    """Write a file in one step: readers see all of it or none."""
+    """Write a file in one step: readers see all of it or none.
+
+    Raises UserError where an object store refuses it, OSError where a disk does.
+    """
     system, inner = filesystem(path)
-    if not isinstance(system, fs.LocalFileSystem):  # an object appears when its upload is closed
-        with system.open_output_stream(inner) as stream:
-            stream.write(content)
+    if not isinstance(system, fs.LocalFileSystem):
+        try:  # an object appears when its upload is closed
+            with system.open_output_stream(inner) as stream:
+                stream.write(content)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {one_line(error)}") from error
         return
     folder, name = os.path.split(inner)
     os.makedirs(folder, exist_ok=True)
@@ -154,8 +177,12 @@ def digest_if_there(path: str) -> tuple[int, str] | None:
 
 
 def move(path: str, target: str) -> None:
-    """Move a file to another place on the same file system, over what may lie there."""
+    """Move a file to another place on the same file system, over what may lie there.
+
+    In an object store it is copied and then removed; the copy appears whole.
+    """
     system, inner = filesystem(path)
     _, end = filesystem(target)
-    system.create_dir(end.rpartition("/")[0], recursive=True)
+    if isinstance(system, fs.LocalFileSystem):  # elsewhere a folder would be an empty object
+        system.create_dir(end.rpartition("/")[0], recursive=True)
     system.move(inner, end)
