@@ -17,7 +17,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test lint faults bench lock clean
+.PHONY: help setup demo test lint faults cluster bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ lint: setup ## style, types and import rules
 
 faults: setup ## the long fault injections
 	$(BIN)/pytest -m faults $(ARGS)
+
+cluster: setup ## jobs on clusters of several nodes on this machine
+	$(BIN)/pytest -m cluster $(ARGS)
 
 bench: $(patsubst tests/bench/%.py,bench-%,$(wildcard tests/bench/*.py)) ## every measurement in tests/bench
 	@test -n "$^" || { echo "error: tests/bench holds no measurement" >&2; exit 1; }

@@ -1,11 +1,15 @@
 """What every test may use: one seed, one Ray, and the data sets that lie beside the repository."""
 
+import gzip
 import os
 from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import polars as pl
 import pytest
+import yaml
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -135,3 +139,80 @@ def demo_run(demo_config: "Config", ray_cluster: None) -> "Config":
 def demo_dir(demo_run: "Config") -> Path:
     """The folder of `demo_run`."""
     return Path(demo_run.work)
+
+
+class SmallShop:
+    """A shop whose ingest and snapshot take a second or two: raw files and their configuration."""
+
+    users = 30
+    months = range(1, 9)
+
+    def month(self, number: int, amount: float = 1.0) -> pl.DataFrame:
+        """The events of a month of 2024, three a user."""
+        first = datetime(2024, number, 2, tzinfo=UTC)
+        return pl.DataFrame(
+            {
+                "who": f"user {user}",
+                "at": first + timedelta(days=day, hours=user),
+                "what": "cancel" if (user + day + number) % 4 == 0 else "buy",
+                "how_much": amount * (user + 1),
+            }
+            for user in range(self.users)
+            for day in (0, 9, 17)
+        )
+
+    def write(self, raw: Path) -> list[Path]:
+        """Months in Parquet, and profiles as gzipped JSON lines, one of them broken."""
+        (raw / "events").mkdir(parents=True)
+        for number in self.months:
+            self.month(number).write_parquet(raw / "events" / f"2024-{number:02}.parquet")
+        lines = [f'{{"who": "user {n}", "town": "Leeds"}}' for n in range(self.users + 5)]
+        lines.insert(7, '{"who": "user 3", "to')
+        people = gzip.compress("\n".join(lines).encode(), mtime=0)
+        (raw / "all people.jsonl.gz").write_bytes(people)
+        return sorted(path for path in raw.rglob("*") if path.is_file())
+
+    def config(self, folder: Path, raw: str, lake: str | None = None) -> str:
+        """A configuration in `folder`, of raw files at a path or URL; its path."""
+        folder.mkdir(exist_ok=True)
+        (folder / "secret").write_text("a secret of the tests", encoding="utf-8")
+        columns = {"user_id": "who", "event_time": "at", "event_type": "what", "amount": "how_much"}
+        cancels = "COUNT(*) FILTER (WHERE event_type = 'cancel') > 0"
+        roles = {"fit": (2, 4), "select": (5, 5), "calibrate": (6, 6), "test": (7, 7)}
+        tree = {
+            "lake": lake or str(folder / "lake"),
+            "work": str(folder / "work"),
+            "secret_file": str(folder / "secret"),
+            "buckets": 2,
+            "sources": {
+                "shop": {
+                    "table": "events",
+                    "path": f"{raw}/events/*.parquet",
+                    "period": r"(\d{4}-\d\d)\.parquet",
+                    "currency": "EUR",
+                    "columns": columns,
+                },
+                "crm": {
+                    "table": "users",
+                    "path": f"{raw}/all people.jsonl.gz",
+                    "immutable": True,
+                    "columns": {"user_id": "who", "town": "town"},
+                },
+            },
+            "profile": {"categorical": ["town"]},
+            "tasks": {"cancels": {"kind": "binary", "expression": cancels}},
+            "roles": {"pd": "cancels"},
+            "split": {
+                role: {"first": date(2024, first, 1), "last": date(2024, last, 1)}
+                for role, (first, last) in roles.items()
+            },
+        }
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+        return str(path)
+
+
+@pytest.fixture(scope="session")
+def small_shop() -> SmallShop:
+    """A small shop's raw files and configuration, to be written where a test wants them."""
+    return SmallShop()

@@ -1,21 +1,17 @@
 """Sources and the lake in S3, through PyArrow's and deltalake's own clients."""
 
-import gzip
-import io
 import json
 import os
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import polars as pl
 import pytest
-import yaml
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 
@@ -25,6 +21,9 @@ from ray_jobs import jobs, storage
 from ray_jobs.config import load
 from ray_jobs.lake import DataFile, Lake
 from ray_jobs.reach import check
+
+if TYPE_CHECKING:
+    from tests.conftest import SmallShop
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "shop"
@@ -103,7 +102,6 @@ def run(s3: Any) -> Iterator[Run]:
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**os.environ, "RAYCREDIT_SECRET": "a secret of the tests"},
     ) as command:  # fmt: skip
         assert command.stdin is not None and command.stdout is not None
 
@@ -122,96 +120,16 @@ def run(s3: Any) -> Iterator[Run]:
         assert command.wait(timeout=60) == 0
 
 
-def month(number: int, amount: float = 1.0) -> pl.DataFrame:
-    """Events of 30 users in a month of 2024."""
-    first = datetime(2024, number, 2, tzinfo=UTC)
-    return pl.DataFrame(
-        {
-            "who": f"user {user}",
-            "at": first + timedelta(days=day, hours=user),
-            "what": "cancel" if (user + day + number) % 4 == 0 else "buy",
-            "how_much": amount * (user + 1),
-        }
-        for user in range(30)
-        for day in (0, 9, 17)
+def test_ingest_and_snapshot_in_s3_are_those_on_a_disk(
+    s3: Any, run: Run, tmp_path: Path, small_shop: "SmallShop"
+) -> None:
+    for path in small_shop.write(tmp_path / "raw"):
+        key = str(path.relative_to(tmp_path))
+        s3.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+    here = small_shop.config(tmp_path / "here", str(tmp_path / "raw"))
+    there = small_shop.config(
+        tmp_path / "there", f"s3://{BUCKET}/raw", lake=f"s3://{BUCKET}/the/lake"
     )
-
-
-def raw_files() -> dict[str, bytes]:
-    """Eight months as Parquet, and profiles as gzipped JSON lines."""
-    people = "".join(f'{{"who": "user {n}", "town": "Leeds"}}\n' for n in range(35)) + "{broken\n"
-    files = {f"events/2024-{n:02}.parquet": parquet(month(n)) for n in range(1, 9)}
-    return {**files, "crm/all people.jsonl.gz": gzip.compress(people.encode(), mtime=0)}
-
-
-def parquet(rows: pl.DataFrame) -> bytes:
-    sink = io.BytesIO()
-    rows.write_parquet(sink)
-    return sink.getvalue()
-
-
-def config(folder: Path, raw: str, lake: str) -> str:
-    """A configuration of these places, written to a file."""
-    columns = {"user_id": "who", "event_time": "at", "event_type": "what", "amount": "how_much"}
-    loose = {"max_rejected_fraction": 0.1}
-
-    def days(first: date, last: date | None = None) -> dict[str, date]:
-        return {"first": first, "last": last or first}
-
-    tree = {
-        "lake": lake,
-        "work": str(folder / "work"),
-        "buckets": 2,
-        "sources": {
-            "shop": {
-                "table": "events",
-                "path": f"{raw}/events/*.parquet",
-                "period": r"(\d{4}-\d\d)\.parquet",
-                "currency": "EUR",
-                "columns": columns,
-            },
-            "crm": {
-                "table": "users",
-                "path": f"{raw}/crm/all people.jsonl.gz",
-                "immutable": True,
-                "columns": {"user_id": "who", "town": "town"},
-                **loose,
-            },
-        },
-        "profile": {"categorical": ["town"]},
-        "tasks": {
-            "cancels": {
-                "kind": "binary",
-                "expression": "COUNT(*) FILTER (WHERE event_type = 'cancel') > 0",
-            }
-        },
-        "roles": {"pd": "cancels"},
-        "split": {
-            "schedule": "month",
-            "fit": days(date(2024, 2, 1), date(2024, 4, 1)),
-            "select": days(date(2024, 5, 1)),
-            "calibrate": days(date(2024, 6, 1)),
-            "test": days(date(2024, 7, 1)),
-        },
-    }
-    folder.mkdir(exist_ok=True)
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return str(path)
-
-
-def everything(lake: Lake) -> dict[str, pl.DataFrame]:
-    """All tables of the lake, runs aside."""
-    return {name: lake.read(name) for name in lake.versions()}
-
-
-def test_ingest_and_snapshot_in_s3_are_those_on_a_disk(s3: Any, run: Run, tmp_path: Path) -> None:
-    for name, content in raw_files().items():
-        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "raw" / name).write_bytes(content)
-        s3.put_object(Bucket=BUCKET, Key=f"raw/{name}", Body=content)
-    here = config(tmp_path / "here", str(tmp_path / "raw"), str(tmp_path / "here" / "lake"))
-    there = config(tmp_path / "there", f"s3://{BUCKET}/raw", f"s3://{BUCKET}/the/lake")
     for verb in ("ingest", "snapshot"):
         run(verb, here)
         run(verb, there)
@@ -229,9 +147,9 @@ def test_ingest_and_snapshot_in_s3_are_those_on_a_disk(s3: Any, run: Run, tmp_pa
     run("ingest", there)
     assert keys(s3) == before and store.ingested() == versions
 
-    corrected = parquet(month(8, amount=2.0).head(60))
-    (tmp_path / "raw" / "events" / "2024-08.parquet").write_bytes(corrected)
-    s3.put_object(Bucket=BUCKET, Key="raw/events/2024-08.parquet", Body=corrected)
+    corrected = tmp_path / "raw" / "events" / "2024-08.parquet"
+    small_shop.month(8, amount=2.0).head(60).write_parquet(corrected)
+    s3.put_object(Bucket=BUCKET, Key="raw/events/2024-08.parquet", Body=corrected.read_bytes())
     run("ingest", here)
     run("ingest", there)
     assert store.read("events").height == 690
@@ -318,10 +236,10 @@ def says(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.timeout(30)
 def test_what_a_user_may_have_wrong_is_one_line_in_seconds(
-    s3: Any, endpoint: str, tmp_path: Path,
+    s3: Any, endpoint: str, tmp_path: Path, small_shop: "SmallShop",
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    there = config(tmp_path, f"s3://{BUCKET}/raw", f"s3://{BUCKET}/lake")
+    there = small_shop.config(tmp_path, f"s3://{BUCKET}/raw", lake=f"s3://{BUCKET}/lake")
     for more in ("lake=s3://none/lake", "sources.crm.path=s3://none/x/*.csv"):
         url = more.partition("=")[2].removesuffix("/*.csv")
         said = says(capsys, "ingest", "-c", there, "--set", more)
