@@ -124,6 +124,9 @@ def test_a_file_of_broken_quotes_is_given_up(tmp_path: Path) -> None:
         ("a.csv", b"id,n\n\xff\xfe,1\n", "not UTF-8"),
         ("a.csv.gz", gzip.compress(bytes(range(256)) * 999)[:500], "end-of-stream|not UTF-8"),
         ("a.csv.gz", b"id,n\n1,2\n", "gzip"),
+        ("a.jsonl", b'{"id": "\xff"}\n', "not UTF-8"),
+        ("a.jsonl.gz", b'{"id": 1}\n', "gzip"),
+        ("a.jsonl.gz", gzip.compress(bytes(range(256)) * 999)[:500], "end-of-stream|not UTF-8"),
         ("a.parquet", b"", "not a whole Parquet file"),
         ("a.parquet", b"PAR1 and then nothing", "not a whole Parquet file"),
     ],
@@ -165,6 +168,21 @@ def test_json_lines(tmp_path: Path) -> None:
     assert rows[2][0] == "NaN"
     assert numbers == [1, 2, 5]
     assert bad == [(3, "not JSON"), (4, "not a JSON object"), (6, "not JSON")]
+
+
+def test_json_lines_in_gzip_and_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BATCH_ROWS", 5)
+    monkeypatch.setattr(files, "_CHUNK_ROWS", 2)
+    lines = [f'{{"id": {n}, "only_{n % 2}": "x"}}' for n in range(11)]
+    lines[3] = '{"id": 3'
+    path = written(tmp_path, "a.jsonl.gz", gzip.compress("\n".join(lines).encode()))
+    rows, numbers, bad = read(path)
+    assert [row[0] for row in rows] == [str(n) for n in range(11) if n != 3]
+    assert numbers == [n for n in range(1, 12) if n != 4]
+    assert bad == [(4, "not JSON")]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UnreadableError, match="end-of-stream"):
+        read(path)
 
 
 def test_parquet_in_slices_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Files → lake: every row accounted for, nothing half written, nothing twice."""
 
+import gzip
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -319,6 +320,27 @@ def test_a_file_without_one_good_line(lake: Lake, raw: Path) -> None:
     with pytest.raises(UserError, match=r"2 of 2 rows rejected.* first: a.jsonl, row 1: not JSON"):
         run(lake, events(raw))
     assert run(lake, events(raw, max_rejected_fraction=1)).to_json()["rejected"] == 2
+
+
+def test_json_lines_are_the_rows_of_the_same_parquet(tmp_path: Path, raw: Path) -> None:
+    rows = pl.concat([month(20), month(3)]).with_columns(x=pl.lit('a, "b"\n日本'))
+    (raw / "p").mkdir()
+    (raw / "j").mkdir()
+    rows.write_parquet(raw / "p" / "2011-06.parquet")
+    text = rows.cast({"t": pl.String}).write_ndjson().splitlines()
+    text.insert(4, text[4][:-9])  # a line that was cut off
+    (raw / "j" / "2011-06.jsonl.gz").write_bytes(gzip.compress("\n".join(text).encode()))
+    lakes, columns = {name: Lake(str(tmp_path / name)) for name in "pj"}, {**EVENT, "text": "x"}
+    counts = {
+        name: run(lake, events(raw / name, columns=columns, period=r"(\d{4}-\d\d)\.\w+"))
+        for name, lake in lakes.items()
+    }
+    assert counts["p"].to_json() == {"rows_in": 23, "accepted": 20, "rejected": 0, "duplicates": 3}
+    assert counts["j"].to_json() == {"rows_in": 24, "accepted": 20, "rejected": 1, "duplicates": 3}
+    rejected = lakes["j"].read("rejected").select("file", "row", "reason").rows()
+    assert rejected == [("2011-06.jsonl.gz", 5, "not JSON")]
+    assert_frame_equal(lakes["j"].read("events"), lakes["p"].read("events"))
+    assert_frame_equal(lakes["j"].read("identities"), lakes["p"].read("identities"))
 
 
 def test_a_column_that_no_json_line_has(lake: Lake, raw: Path) -> None:
