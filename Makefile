@@ -16,6 +16,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 	&& echo "$$python" && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEERS := $(patsubst tests/bench/peers/requirements-%.txt,.bench/%/.installed,$(wildcard tests/bench/peers/requirements-*.txt))
 
 .PHONY: help setup demo test lint faults cluster bench lock clean
 
@@ -54,9 +55,16 @@ cluster: setup ## jobs on clusters of several nodes on this machine
 bench: $(patsubst tests/bench/%.py,bench-%,$(wildcard tests/bench/*.py)) ## every measurement in tests/bench
 	@test -n "$^" || { echo "error: tests/bench holds no measurement" >&2; exit 1; }
 
-bench-%: setup ## one measurement: make bench-data runs tests/bench/data.py
+bench-%: setup $(PEERS) ## one measurement: make bench-data runs tests/bench/data.py
 	@test -f tests/bench/$*.py || { echo "error: there is no tests/bench/$*.py to run" >&2; exit 1; }
 	$(BIN)/python -m tests.bench.$* $(ARGS)
+
+# The tools to measure beside, in environments of their own: no job imports them, and their pins are
+# not ours. PySpark needs a Java 17 or newer.
+$(PEERS): .bench/%/.installed: tests/bench/peers/requirements-%.txt
+	$(PYTHON) -m venv .bench/$*
+	.bench/$*/bin/pip install --quiet --progress-bar off -r $<
+	@touch $@
 
 # Resolves pyproject.toml anew. The CPU and the CUDA builds of torch have one version but other
 # dependencies, so the build's suffix and the CUDA packages stay out of the lock: torch itself pins
@@ -75,5 +83,5 @@ lock: ## resolve pyproject.toml again into requirements.lock
 	rm -rf .lock
 
 clean: ## remove the environment and everything that is built or cached
-	rm -rf .venv .lock build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .bench .lock build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find models tuning ray_jobs tests -type d -name __pycache__ -prune -exec rm -rf {} +

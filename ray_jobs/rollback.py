@@ -14,14 +14,14 @@ def application(table: str, part: Part) -> str:
 
 
 def roll_back(lake: Lake, tables: Mapping[str, Table], anew: Container[Part]) -> None:
-    """Make every source and period as the last ingest that ended left it, but for those in `anew`,
+    """Make every source and period as the last finished run left it, but for those in `anew`,
     which are about to be published.
 
     Readers never saw what is taken back: they read the versions that a finished run names. But
     the next run names the newest, and its files may no longer be those of the run that was
     killed. Raises UserError when a file of the last ingest is gone.
     """
-    run = lake.latest_run("ingest")
+    run = lake.state()
     versions: Mapping[str, int] = {} if run is None else run["table_versions"]
     for name, table in tables.items():
         version = versions.get(name)

@@ -111,7 +111,9 @@ def buckets_of(rows: int) -> int:
 def _call(peer: str, small: Path, source: Path, out: Path, buckets: int) -> Run:
     """What a peer prints of itself, run in a process of its own."""
     paths = [str(path) for path in (small, source, out)]
-    command = [sys.executable, "-m", f"tests.bench.peers.{peer}", *paths, str(buckets)]
+    own = Path(".bench") / peer.rpartition("_")[2] / "bin" / "python"
+    python = str(own) if own.exists() else sys.executable
+    command = [python, "-m", f"tests.bench.peers.{peer}", *paths, str(buckets)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{peer} failed:\n{done.stderr[-3000:]}")

@@ -27,7 +27,8 @@ print("status", client.get_job_status(job))
 """
 
 
-@pytest.mark.parametrize("nodes", [0, pytest.param(2, marks=pytest.mark.cluster)])
+@pytest.mark.cluster
+@pytest.mark.parametrize("nodes", [0, 2])
 def test_jobs_are_submitted_from_a_working_directory(
     nodes: int, start_head: "StartHead", small_shop: "SmallShop", tmp_path: Path
 ) -> None:
