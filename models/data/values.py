@@ -138,8 +138,8 @@ def parse_time(column: pl.Series, zone: str) -> Parsed:
 
 def utc_offset_min(times: pl.Series, zone: str) -> pl.Series:
     """The zone's offset from UTC at each time, in minutes, int16."""
-    local = times.dt.convert_time_zone(zone)
-    return (local.dt.base_utc_offset() + local.dt.dst_offset()).dt.total_minutes().cast(pl.Int16)
+    local = times.dt.convert_time_zone(zone).dt.replace_time_zone(None)
+    return (local - times.dt.replace_time_zone(None)).dt.total_minutes().cast(pl.Int16)
 
 
 def _float_text(column: pl.Series) -> pl.Series:
