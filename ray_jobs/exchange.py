@@ -18,6 +18,8 @@ from pyarrow import fs
 
 from ray_jobs.storage import filesystem, put
 
+STAGING = "_staging-"  # how the name of a folder begins that tasks exchange files in
+
 
 @dataclass(frozen=True)
 class Block:
@@ -32,7 +34,7 @@ class Block:
 @contextmanager
 def exchange_folder(root: str) -> Iterator[str]:
     """A folder under a root for the files that tasks exchange; afterwards it is gone."""
-    folder = f"{root}/_staging-{uuid.uuid4().hex}"
+    folder = f"{root}/{STAGING}{uuid.uuid4().hex}"
     try:
         yield folder
     finally:

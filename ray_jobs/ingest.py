@@ -28,7 +28,7 @@ from models.data.schema import (
 from models.data.source import Source
 from ray_jobs import tombstones
 from ray_jobs.account import Account, Count, Part, from_stored, to_stored
-from ray_jobs.exchange import Block
+from ray_jobs.exchange import STAGING, Block
 from ray_jobs.files import SAFE, SourceFile, find
 from ray_jobs.lake import Lake
 from ray_jobs.parallel import over
@@ -121,7 +121,7 @@ def _find(sources: Mapping[str, Source]) -> list[SourceFile]:
 def _staging(lake: Lake) -> Iterator[str]:
     """A folder in the lake for this ingest's files; afterwards it is gone, and on a disk so is the
     lake's own folder if nothing came into it."""
-    folder = lake.url(f"_staging-{uuid.uuid4().hex}")
+    folder = lake.url(f"{STAGING}{uuid.uuid4().hex}")
     try:
         yield folder
     finally:

@@ -12,11 +12,11 @@ from deltalake import DeltaTable
 from pyarrow import fs
 
 from models.data.schema import UserError
+from ray_jobs.exchange import STAGING
 from ray_jobs.lake import Lake
 from ray_jobs.runs import RUNS
 from ray_jobs.storage import filesystem
 
-STAGING = "_staging-"
 STAGING_KEPT = timedelta(days=1)  # a folder in which nothing was written for so long is dead
 _LOG = "_delta_log"
 _VERSION = re.compile(r"(\d{20})\.")

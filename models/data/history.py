@@ -19,7 +19,7 @@ from models.data.doubles import may_be_double
 from models.data.schema import EVENTS, empty
 from models.data.strict import Strict
 from models.data.tasks import month_floor
-from models.data.visible import NIGHT_END, Visible, local_hour
+from models.data.visible import Visible, at_night, lifetime_sums
 
 LONGEST_WINDOW = 365  # days
 EVENT_COLUMNS = (
@@ -195,7 +195,7 @@ def _cut(known: pl.DataFrame, date: datetime, config: HistoryConfig) -> Baseline
             config.kept_texts,
         ),
         daily=_sum_daily(_daily_of(windowed)),
-        lifetime=_lifetime_of(known, "user_key"),
+        lifetime=_lifetime_of(known),
     )
 
 
@@ -217,14 +217,13 @@ def local_weekday(event_time: pl.Expr, utc_offset_min: pl.Expr) -> pl.Expr:
 
 def _daily_of(events: pl.DataFrame) -> pl.DataFrame:
     """Each event as a contribution to its UTC day; not summed, since sums follow anyway."""
-    night = local_hour(pl.col("event_time"), pl.col("utc_offset_min")) < NIGHT_END
     return events.select(
         "user_key",
         pl.col("event_time").dt.date().alias("day"),
         "event_type",
         "category",
         pl.lit(1, pl.Int64).alias("n"),
-        night.cast(pl.Int64).alias("n_night"),
+        at_night().cast(pl.Int64).alias("n_night"),
         pl.col("amount").alias("amount_sum"),
         pl.col("amount").alias("amount_max"),
     )
@@ -239,17 +238,9 @@ def _sum_daily(daily: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _lifetime_of(events: pl.DataFrame, key: str) -> pl.DataFrame:
-    return (
-        events.group_by(key, "event_type")
-        .agg(
-            n=pl.len().cast(pl.Int64),
-            first_time=pl.col("event_time").min(),
-            last_time=pl.col("event_time").max(),
-            amount_sum=pl.col("amount").sum(),
-        )
-        .sort(key, "event_type")
-    )
+def _lifetime_of(events: pl.DataFrame) -> pl.DataFrame:
+    sums = events.group_by("user_key", "event_type").agg(lifetime_sums())
+    return sums.sort("user_key", "event_type")
 
 
 def _sum_lifetime(lifetime: pl.DataFrame, key: str) -> pl.DataFrame:

@@ -71,8 +71,8 @@ class Visible:
         age = today[self.row] - day[self.event]
         inside = age <= days
         row, event, age = self.row[inside], self.event[inside], age[inside]
-        night = local_hour(pl.col("event_time"), pl.col("utc_offset_min")) < NIGHT_END
-        own = self.own.select("event_type", "category", "amount", n_night=night.cast(pl.Int64))
+        night = at_night().cast(pl.Int64)
+        own = self.own.select("event_type", "category", "amount", n_night=night)
         return pl.DataFrame({"row": row}).with_columns(
             *own.select("event_type", "category")[event].iter_columns(),
             pl.lit(1, pl.Int64).alias("n"),
@@ -91,13 +91,7 @@ class Visible:
             pl.DataFrame({"cell": cell, "event": self.event})
             .with_columns(self.own["event_time"][self.event], self.own["amount"][self.event])
             .group_by("cell")
-            .agg(
-                pl.col("event").first(),
-                n=pl.len().cast(pl.Int64),
-                first_time=pl.col("event_time").min(),
-                last_time=pl.col("event_time").max(),
-                amount_sum=pl.col("amount").sum(),
-            )
+            .agg(pl.col("event").first(), *lifetime_sums())
         )
         return sums.select(
             (pl.col("cell") // kinds).cast(pl.UInt32).alias("row"),
@@ -117,6 +111,21 @@ def local_hour(event_time: pl.Expr, utc_offset_min: pl.Expr) -> pl.Expr:
     """Hour of the day, 0 … 23, where the event happened."""
     minutes = event_time.dt.epoch("s") // 60 + utc_offset_min.cast(pl.Int64)
     return minutes // 60 % 24
+
+
+def at_night() -> pl.Expr:
+    """Whether an event happened at night, by its local hour."""
+    return local_hour(pl.col("event_time"), pl.col("utc_offset_min")) < NIGHT_END
+
+
+def lifetime_sums() -> list[pl.Expr]:
+    """What a group of events comes to over a lifetime."""
+    return [
+        pl.len().cast(pl.Int64).alias("n"),
+        pl.col("event_time").min().alias("first_time"),
+        pl.col("event_time").max().alias("last_time"),
+        pl.col("amount").sum().alias("amount_sum"),
+    ]
 
 
 def _runs(events: pl.DataFrame, rows: pl.DataFrame) -> tuple[Ints, Ints]:

@@ -1,8 +1,8 @@
 """`make bench-data`: the data plane beside its peers, on the same files in the same run.
 
 Every run is a process of its own, one at a time, the peers in turn, several rounds; the median
-counts. What starts an engine, and a first run of the same work on a hundredth of a million rows,
-are not timed. All must count the same. Prints tables, then one line of JSON.
+counts. What starts an engine, and a first run of the same work on a hundred thousand rows, are
+not timed. All must count the same. Prints tables, then one line of JSON.
 """
 
 import argparse
