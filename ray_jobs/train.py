@@ -3,11 +3,11 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 import ray
 import ray.data
 import ray.train
@@ -25,7 +25,6 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from safetensors.torch import load_file, save_file
 
-from models.data.batch import Batch, Tokenizer, make_batch
 from models.data.schema import UserError
 from models.data.tasks import Role
 from models.nets.fit import Epoch, Loop, unwrapped
@@ -37,6 +36,7 @@ from models.scoring.predict import Predictor
 from ray_jobs import registry
 from ray_jobs.config import Config
 from ray_jobs.lake import Lake
+from ray_jobs.loader import Loader
 from ray_jobs.progress import say, watched
 from ray_jobs.snapshot import Snapshot
 from ray_jobs.storage import short_digest
@@ -44,8 +44,6 @@ from ray_jobs.storage import short_digest
 WEIGHTS = "network.safetensors"
 STATE = "loop.pt"
 HISTORY = "epochs.json"
-SELECT_ROWS = 256
-SHUFFLED_ROWS = 4096  # shuffled together; a multiple of any sensible batch
 STEPS_A_REPORT = 5
 
 
@@ -155,7 +153,12 @@ def _rank(settings: dict[str, Any]) -> None:
             network.load_state_dict(load_file(Path(folder) / WEIGHTS))
             state = torch.load(Path(folder) / STATE, weights_only=True)
             history = json.loads((Path(folder) / HISTORY).read_text(encoding="utf-8"))
-    loader = _Loader(config, snapshot, settings["board"])
+
+    def progress(step: int, steps: int) -> None:
+        if context.get_world_rank() == 0 and step % STEPS_A_REPORT == 0:
+            settings["board"].at.remote(step, steps)
+
+    loader = Loader(config, snapshot, _shard, context.get_world_size(), progress)
     wrap = prepare_model if context.get_world_size() > 1 else unwrapped
     loop = Loop(network, config.train.loop, loader.steps, get_device(), wrap)
     if state is not None:
@@ -169,64 +172,18 @@ def _rank(settings: dict[str, Any]) -> None:
     loop.run(loader.fit, loader.select, done)
 
 
+def _shard(role: Role, rows: int) -> Iterator[pl.DataFrame]:
+    """This rank's rows of a role, `rows` at a time."""
+    shard = ray.train.get_dataset_shard(role)
+    for table in shard.iter_batches(batch_size=rows, batch_format="pyarrow"):
+        frame = pl.from_arrow(table)
+        assert isinstance(frame, pl.DataFrame)
+        yield frame
+
+
 def _network(config: Config, snapshot: Snapshot) -> Network:
     encoder = load_encoder(config.network.text.encoder)
     return Network(config.network, config.features, snapshot.stats, config.tasks, encoder)
-
-
-class _Loader:
-    """This rank's shards as batches."""
-
-    def __init__(self, config: Config, snapshot: Snapshot, board: Any) -> None:
-        self.config, self.snapshot, self.board = config, snapshot, board
-        self.tokenizer: Tokenizer = load_tokenizer(config.network.text.encoder)
-        context = ray.train.get_context()
-        rows = snapshot.rows["fit"] // context.get_world_size()
-        self.steps = -(-rows // config.train.loop.batch_rows)
-        self.first_rank = context.get_world_rank() == 0
-        self._select: list[Batch] = []
-
-    def fit(self, epoch: int) -> Any:
-        """Batches of the fit role, users in another order every epoch.
-
-        A user's rows stay together: the same texts stand in several of them, and a batch encodes
-        each text once.
-        """
-        shard = ray.train.get_dataset_shard("fit")
-        total = self.steps * self.config.train.loop.epochs
-        size, step = self.config.train.loop.batch_rows, epoch * self.steps
-        order = pl.col("user_key").hash(self.config.seed + epoch)
-        for table in shard.iter_batches(batch_size=SHUFFLED_ROWS, batch_format="pyarrow"):
-            frame = _frame(table).sort(order, maintain_order=True)
-            for start in range(0, frame.height, size):
-                if self.first_rank and step % STEPS_A_REPORT == 0:
-                    self.board.at.remote(step, total)
-                step += 1
-                yield self._batch(frame.slice(start, size))
-
-    def select(self, epoch: int) -> list[Batch]:
-        """Batches of the select role, the same at every epoch: `select_rows` bounds them."""
-        if not self._select:
-            shard = ray.train.get_dataset_shard("select")
-            tables = shard.iter_batches(batch_size=SELECT_ROWS, batch_format="pyarrow")
-            self._select = [self._batch(_frame(table)) for table in tables]
-        return self._select
-
-    def _batch(self, frame: pl.DataFrame) -> Batch:
-        labels = [f"y_{name}" for name in self.config.tasks]
-        return make_batch(
-            self.snapshot.features(frame),
-            self.snapshot.stats,
-            self.tokenizer,
-            self.config.features.max_tokens,
-            labels,
-        )
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
 
 
 def _report(epoch: Epoch, loop: Loop, history: list[dict[str, Any]], board: Any) -> None:
