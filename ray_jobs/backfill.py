@@ -44,7 +44,7 @@ def backfill(config: Config, tables: Tables) -> dict[str, int]:
         return done
     graph.publish(config, tables, [as_of.replace(day=1)])
     make = partial(ScoreBucket, config, tables, model.path, day, run_id)
-    results = over_actors(range(config.buckets), make, "backfill", config.backfill.workers)
+    results = over_actors(tables.buckets, make, "backfill", config.backfill.workers)
     account = total([counts for _, counts in results])
     assert account["users"] == account["scored"] + account["no_event_before_as_of"]
     if not account["scored"]:

@@ -32,6 +32,7 @@ from ray_jobs.tombstones import TOMBSTONES
 from ray_jobs.vacuum import STAGING_KEPT, Freed, remove_dead_staging, vacuum, versions_needed
 
 File = dict[str, Any]  # as `Lake.files` gives it
+COMPACTED = "compacted"  # what its commits note
 MOST_BYTES = 128 << 20  # of the files merged into one where a partition is not one user bucket
 
 
@@ -103,7 +104,7 @@ def compact(
         made = [(u, f) for u, f in zip(units, merged, strict=True) if u.table == table]
         gone = [file["path"] for unit, _ in made for file in unit.files]
         files = [file for _, file in made]
-        done = {"compacted": len(gone)}
+        done = {COMPACTED: len(gone)}
         if not lake.rewrite(table, app=f"compact/{table}", gone=gone, files=files, metadata=done):
             say(f"compact: {table} was replaced meanwhile by another job, and left as it is")
     now = datetime.now(UTC)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from models.data.buckets import MOST
 from models.data.features import FeatureConfig
 from models.data.schema import UserError
 from models.data.source import Source
@@ -78,7 +79,7 @@ class Config(Strict):
     work: str  # a folder that all nodes share: snapshots, training runs, artifacts and reports
     seed: int = 20240501
     secret_file: str | None = None  # else the environment variable RAYCREDIT_SECRET
-    buckets: int = Field(default=4, ge=1, le=65536)
+    buckets: int | None = Field(default=None, ge=1, le=MOST)  # of users; None: by the input's size
     simulate: SimulateConfig | None = None
     sources: dict[str, Source]
     profile: Profile = Profile()
@@ -97,7 +98,7 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Config":
-        if self.buckets & (self.buckets - 1):
+        if self.buckets is not None and self.buckets & (self.buckets - 1):
             raise ValueError(f"buckets: {self.buckets} is not a power of two")
         if "://" in self.lake and (odd := next((c for c in "?#%" if c in self.lake), None)):
             raise ValueError(f"lake: no {odd} in a URL; AWS_ENDPOINT_URL says where S3 is")

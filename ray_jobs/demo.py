@@ -61,7 +61,7 @@ def score_over_http(config: Config, tables: Tables) -> dict[str, int]:
     identities, profiles = tables.read("identities"), tables.read("users")
     assert identities is not None
     ids = dict(identities.select("user_key", "user_id").iter_rows())
-    events = pl.concat([tables.events(b) for b in range(config.buckets)])
+    events = pl.concat([tables.events(b) for b in tables.buckets])
     users = {key: ids[key] for key in some["user_key"]}
     url = serve.start(config, tables)
     token = os.environ[config.serve.token_env]

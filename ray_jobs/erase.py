@@ -21,12 +21,15 @@ import polars as pl
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
+from models.data.buckets import MOST, bucket_of, overlap
 from models.data.clean import ERASED
 from models.data.keys import erased_hashes, key_pairs, secret_check
-from models.data.schema import IDENTITIES, UserError, bucket_of
+from models.data.schema import IDENTITIES, UserError
 from models.data.values import parse_id
 from ray_jobs import tombstones
 from ray_jobs.account import Account, Count, Part, from_stored, to_stored
+from ray_jobs.compact import COMPACTED
+from ray_jobs.doubling import SPLIT
 from ray_jobs.lake import Lake
 from ray_jobs.parallel import over
 from ray_jobs.progress import say
@@ -104,9 +107,7 @@ def erase(lake: Lake, work: Path, user_ids: Sequence[str], secret: bytes) -> dic
     pairs = key_pairs(secret, pl.Series(user_ids, dtype=pl.String)).sort("key")
     hashes = erased_hashes(secret, pairs["key"])
     users = Users(tuple(pairs["key"]), tuple(hashes), tuple(pairs["id"]))
-    found = over(
-        _units(lake, users, state["config"]["buckets"]), partial(_search, lake, users), "erase"
-    )
+    found = over(_units(lake, users), partial(_search, lake, users), "erase")
     rewritten = [one for several in found for one in several]
     done = {name: _noted(lake, name) for name in _tables_of_users(lake)}
     buried = tombstones.erased(lake)
@@ -133,7 +134,7 @@ def _check_finished(lake: Lake, versions: Mapping[str, int]) -> None:
     """
     for table, version in versions.items():
         for commit in DeltaTable(lake.url(table)).history():
-            if commit["version"] > version and not {NOTE, "compacted"} & commit.keys():
+            if commit["version"] > version and not {NOTE, COMPACTED, SPLIT} & commit.keys():
                 raise UserError(
                     f"table {table}: an ingest was cut off; run `raycredit ingest` first"
                 )
@@ -143,18 +144,20 @@ def _tables_of_users(lake: Lake) -> list[str]:
     return [name for name in lake.versions() if "user_key" in lake.table(name).schema.names]
 
 
-def _units(lake: Lake, users: Users, buckets: int) -> list[tuple[str, list[dict[str, Any]]]]:
+def _units(lake: Lake, users: Users) -> list[tuple[str, list[dict[str, Any]]]]:
     """The files in which the users may be: of their buckets, and all of ties, whose other ends
     lie in any bucket."""
     keys = pl.DataFrame({"k": users.keys}, schema={"k": pl.Int64})
-    theirs = set(keys.select(bucket_of(pl.col("k"), buckets)).to_series())
+    theirs = keys.select(bucket_of(pl.col("k"), MOST)).to_series().unique()
     units = []
     for table in _tables_of_users(lake):
         everywhere = "dst" in lake.table(table).schema.names
         files = [
             f
             for f in lake.files(table)
-            if everywhere or f["partition"].get("bucket") in {None, *theirs}
+            if everywhere
+            or "bucket" not in f["partition"]
+            or any(overlap(f["partition"]["bucket"], bucket) for bucket in theirs)
         ]
         units += [
             (table, files[at : at + FILES_A_TASK]) for at in range(0, len(files), FILES_A_TASK)

@@ -38,6 +38,7 @@ ENDINGS = (
 )
 ALL = "all"  # the period of a source that states none
 SAFE = re.compile(r"[A-Za-z0-9._\-]+")  # what a source or a period may be called: they name folders
+_TEXT_BYTES, _GZIPPED = 100, 6  # a row of text, about, and how much of it a byte of gzip holds
 _MOST_BROKEN = 1_000  # broken quotes in a file, each of which costs a second look at many lines
 
 
@@ -63,6 +64,7 @@ class Slice:
     file: SourceFile
     groups: tuple[int, ...] = ()
     first_row: int = 1
+    rows: int | None = None  # unknown of a text file until it is read
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,18 @@ def slices(file: SourceFile) -> list[Slice]:
     start, groups, rows = 1, list[int](), 0
     for group, size in enumerate(sizes):
         if groups and rows + size > BATCH_ROWS:
-            parts.append(Slice(file, tuple(groups), start))
+            parts.append(Slice(file, tuple(groups), start, rows))
             start, groups, rows = start + rows, [], 0
         groups.append(group)
         rows += size
-    return [*parts, Slice(file, tuple(groups), start)] if groups else parts
+    return [*parts, Slice(file, tuple(groups), start, rows)] if groups else parts
+
+
+def rows_about(file: SourceFile, size: int, parts: Sequence[Slice]) -> int:
+    """About how many rows a file of so many bytes has: exactly, of Parquet."""
+    if file.format == "parquet":
+        return sum(part.rows or 0 for part in parts)
+    return size * (_GZIPPED if file.path.endswith(".gz") else 1) // _TEXT_BYTES
 
 
 def batches(part: Slice, columns: Sequence[str] | None) -> Iterator[Batch]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pyarrow as pa
 
+from models.data.buckets import bucket_of
 from models.data.graph import (
     NODE,
     TIE,
@@ -32,7 +33,7 @@ from models.data.graph import (
     user_measures,
 )
 from models.data.keys import row_hash
-from models.data.schema import TIMESTAMP, Table, UserError, bucket_of
+from models.data.schema import TIMESTAMP, Table, UserError
 from models.data.tasks import Split
 from ray_jobs.exchange import Block, exchange_folder, read_blocks, write_blocks
 from ray_jobs.parallel import over, total
@@ -72,14 +73,14 @@ def publish(config: "Config", tables: Tables, dates: Sequence[datetime]) -> dict
         return account
     with exchange_folder(tables.lake.root) as folder:
         cap = config.features.max_ties_of_a_node
-        work = _Work(tables, folder, config.buckets, cap, config.roles.pd)
-        turned = over(range(config.buckets), _Turn(work), "graph: other ends")
+        work = _Work(tables, folder, len(tables.buckets), cap, config.roles.pd)
+        turned = over(tables.buckets, _Turn(work), "graph: other ends")
         kinds = tuple(sorted({kind for found, _ in turned for kind in found}))
         if not kinds:
             return account
-        came = _received([blocks for _, blocks in turned])
-        users = [_Users(bucket, _blocks(came, bucket)) for bucket in range(config.buckets)]
-        at_once = max(1, _MOST_BLOCKS // config.buckets**2)
+        came = _received(tables.buckets, [blocks for _, blocks in turned])
+        users = [_Users(bucket, _blocks(came, bucket)) for bucket in tables.buckets]
+        at_once = max(1, _MOST_BLOCKS // len(tables.buckets) ** 2)
         for first in range(0, len(dates), at_once):
             some = dates[first : first + at_once]
             counts = _publish_some(work, graph_table(kinds), kinds, users, some)
@@ -89,14 +90,14 @@ def publish(config: "Config", tables: Tables, dates: Sequence[datetime]) -> dict
     return account
 
 
-def labelled_months(tables: Tables, split: Split, buckets: int) -> list[datetime]:
+def labelled_months(tables: Tables, split: Split) -> list[datetime]:
     """The month starts at or before the labelled times that have a role.
 
     Raises UserError where there are no labels.
     """
     if "labels" not in tables.versions:
         raise UserError("split.schedule is labels, but no source maps to the labels table")
-    found = over(range(buckets), partial(_months_of, tables, split), "graph: months")
+    found = over(tables.buckets, partial(_months_of, tables, split), "graph: months")
     return sorted({month for months in found for month in months})
 
 
@@ -240,18 +241,18 @@ def _publish_some(
     dates: Sequence[datetime],
 ) -> list[dict[str, int]]:
     """Publish some dates in one pass; the accounts of its parts."""
-    months = range(len(dates))
+    months, senders = range(len(dates)), [one.bucket for one in users]
     told = over(users, _Members(work, dates), "graph: members")
     nodes = [
         _Nodes(month, bucket, tuple(blocks))
         for month in months
-        for bucket, blocks in _received([one[month] for one in told]).items()
+        for bucket, blocks in _received(senders, [one[month] for one in told]).items()
     ]
     summed = over(nodes, _Sums(work), "graph: nodes")
-    sums = [
-        _received([b for n, (b, _) in zip(nodes, summed, strict=True) if n.month == month])
-        for month in months
-    ]
+    sums = []
+    for month in months:
+        mine = [(n.bucket, b) for n, (b, _) in zip(nodes, summed, strict=True) if n.month == month]
+        sums.append(_received([bucket for bucket, _ in mine], [blocks for _, blocks in mine]))
     answers = [_Answers(u, tuple(_blocks(month, u.bucket) for month in sums)) for u in users]
     written = over(answers, _Measures(work, dates, table, kinds), "graph: measures")
     for month, date in enumerate(dates):
@@ -264,10 +265,10 @@ def _publish_some(
 Received = Mapping[int, Sequence[tuple[int, Block]]]
 
 
-def _received(sent: Sequence[Mapping[int, Block]]) -> Received:
-    """Receiving bucket → (place of the sender, block) …, from what each sender sent."""
+def _received(senders: Sequence[int], sent: Sequence[Mapping[int, Block]]) -> Received:
+    """Receiving bucket → (sending bucket, block) …, from what each sender sent."""
     received: dict[int, list[tuple[int, Block]]] = defaultdict(list)
-    for sender, blocks in enumerate(sent):
+    for sender, blocks in zip(senders, sent, strict=True):
         for bucket, block in blocks.items():
             received[bucket].append((sender, block))
     return dict(sorted(received.items()))

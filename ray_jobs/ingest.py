@@ -3,16 +3,17 @@
 import hashlib
 import json
 import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from pyarrow import fs
 
-from models.data.clean import ERASED
+from models.data.buckets import FEWEST
 from models.data.keys import secret_check
 from models.data.schema import (
     EDGES,
@@ -28,13 +29,14 @@ from models.data.schema import (
 from models.data.source import Source
 from ray_jobs import tombstones
 from ray_jobs.account import Account, Count, Part, from_stored, to_stored
+from ray_jobs.doubling import buckets_of, split
 from ray_jobs.exchange import STAGING, Block
 from ray_jobs.files import SAFE, SourceFile, find
 from ray_jobs.lake import Lake
+from ray_jobs.outcome import account_of, check, content_of
 from ray_jobs.parallel import over
 from ray_jobs.rollback import application, roll_back
 from ray_jobs.staging import (
-    UNKNOWN_USER,
     Earlier,
     IdentitiesUnit,
     Inspected,
@@ -52,7 +54,7 @@ from ray_jobs.storage import DataFile, filesystem
 
 ORDER = ("rejected", "identities", "users", "protected", "edges", "labels", "events")
 _USERS_COME_FROM = ("events", "users")
-_FORMAT = 1  # of what this job writes: another one means that all files are ingested anew
+_FORMAT = 2  # of what this job writes: another one means that all files are ingested anew
 
 
 def ingest(
@@ -62,20 +64,21 @@ def ingest(
     numeric: tuple[str, ...],
     categorical: tuple[str, ...],
     protected: tuple[str, ...],
-    buckets: int,
+    buckets: int | None,
     secret: bytes,
     now: datetime,
 ) -> Account:
     """Read every source into the lake; the account of all rows.
 
     `numeric`, `categorical` and `protected` are the declared profile columns, `buckets` the
-    number of user buckets (a power of two), `secret` what ids are keyed with, `now` the latest
-    time that a row may carry. Files that an earlier ingest published are left as they are; other
-    files of a source and period replace its earlier rows. Ray must be running.
+    number of user buckets (a power of two; None: by the number of rows), `secret` what ids are
+    keyed with, `now` the latest time that a row may carry. Files that an earlier ingest
+    published are left as they are; other files of a source and period replace its earlier rows.
+    Ray must be running.
 
     Raises UserError, with the lake as it was, for a missing file or column, a source without
-    rows, too many rejected rows or unreadable files, ids that share a key, and another secret or
-    number of buckets than the lake was made with.
+    rows, too many rejected rows or unreadable files, ids that share a key, and another secret than
+    the lake was made with, or fewer buckets.
     """
     started = datetime.now(UTC)
     files = _find(sources)
@@ -85,7 +88,7 @@ def ingest(
             folder=folder,
             sources=sources,
             tables=_tables(numeric, categorical, protected),
-            buckets=buckets,
+            buckets=FEWEST,
             secret=secret,
             now=now,
             erased=tombstones.erased(lake),
@@ -93,19 +96,21 @@ def ingest(
         before = _before(plan)
         inspected = over(files, partial(inspect, plan), "inspect files")
         contents = _contents(plan, inspected, before)
-        changed = [i for i in inspected if _content(before, i.part) != contents[i.part]]
+        plan = replace(plan, buckets=_buckets(plan, buckets, inspected, before))
+        changed = [i for i in inspected if content_of(before, i.part) != contents[i.part]]
         staged = _stage(plan, changed)
-        _check(plan, inspected, staged, [])
+        check(plan, inspected, staged, [])
         readable = {i.part for i in changed} - _unreadable(changed, staged)
         roll_back(lake, plan.tables, readable)
         earlier = Earlier(frozenset(readable), _user_sources(plan))
         merged = over(_units(plan, staged), partial(merge, plan, earlier), "merge buckets")
         final = [m for several in merged for m in several]
-        _check(plan, inspected, staged, final)
-        account = _account(plan, contents, before, staged, final)
+        check(plan, inspected, staged, final)
+        account = account_of(plan, contents, before, staged, final)
         if tombstones.erased(lake) != plan.erased:
             raise UserError("users were erased while this ingest ran: run it again")
         _publish(plan, {i.part: i.part in readable for i in changed}, contents, final)
+    split(lake, plan.buckets)
     _record(plan, account, contents, before, started)
     return account
 
@@ -125,9 +130,9 @@ def _staging(lake: Lake) -> Iterator[str]:
     try:
         yield folder
     finally:
-        system, root = filesystem(lake.root)
-        if system.get_file_info(filesystem(folder)[1]).type == fs.FileType.Directory:
-            system.delete_dir(filesystem(folder)[1])
+        (system, inner), (_, root) = filesystem(folder), filesystem(lake.root)
+        if system.get_file_info(inner).type == fs.FileType.Directory:
+            system.delete_dir(inner)
             local = isinstance(system, fs.LocalFileSystem)  # elsewhere it may be the bucket itself
             if local and not system.get_file_info(fs.FileSelector(root)):
                 system.delete_dir(root)
@@ -146,17 +151,21 @@ def _before(plan: Plan) -> dict[Part, tuple[str, Count]]:
     if row is None:
         return {}
     made = row["config"]
-    if made["buckets"] != plan.buckets:
-        raise UserError(
-            f"buckets: lake {plan.lake.root} was made with {made['buckets']}, not {plan.buckets}"
-        )
     if made["secret_check"] != secret_check(plan.secret):
         raise UserError(f"the secret is not the one that lake {plan.lake.root} was keyed with")
     return from_stored(made["parts"])
 
 
-def _content(before: Mapping[Part, tuple[str, Count]], part: Part) -> str | None:
-    return before[part][0] if part in before else None
+def _buckets(
+    plan: Plan,
+    wanted: int | None,
+    inspected: Sequence[Inspected],
+    before: Mapping[Part, tuple[str, Count]],
+) -> int:
+    """How many buckets these files' rows and those of earlier ingests need."""
+    named = {i.part for i in inspected}
+    kept = sum(count.accepted for part, (_, count) in before.items() if part not in named)
+    return buckets_of(plan.lake, wanted, kept + sum(i.rows for i in inspected))
 
 
 def _contents(
@@ -179,7 +188,6 @@ def _contents(
                 mode="json", exclude={"path", "max_rejected_fraction", "complete_until"}
             ),
             "columns": str(plan.table_of(part[0]).schema),
-            "buckets": plan.buckets,
             "secret": secret_check(plan.secret),
             "files": sorted(hashes[part]),
             "users": sorted(c for p, c in contents.items() if p[0] not in labels)
@@ -261,74 +269,6 @@ def _units(plan: Plan, staged: Sequence[Staged]) -> list[Unit]:
         for part in sorted({*rejected, *broken})
     ]
     return units
-
-
-def _check(
-    plan: Plan, inspected: Sequence[Inspected], staged: Sequence[Staged], final: Sequence[Merged]
-) -> None:
-    """Raise UserError for a source with too many unreadable files or rejected rows.
-
-    Rows of erased users are no fault of the file.
-    """
-    for name, source in plan.sources.items():
-        files = [i.file for i in inspected if i.file.source == name]
-        mine = [s for s in staged if s.file.source == name]
-        broken = [s for s in mine if s.unreadable is not None]
-        most = source.max_rejected_fraction
-        if broken and (len(files) == 1 or len(broken) > most * len(files)):
-            raise UserError(f"{broken[0].file.path}: {broken[0].unreadable}")
-        read = [s for s in mine if s.unreadable is None]
-        unknown = [m for m in final if m.part[0] == name and m.first is not None]
-        rows_in = sum(s.rows_in for s in read)
-        faults = [n for s in read for reason, n in s.reasons.items() if reason != ERASED]
-        rejected = sum(faults) + sum(m.unknown for m in unknown)
-        if rejected > most * rows_in:
-            first = [(s.file.name, *s.first) for s in read if s.first is not None]
-            first += [(*m.first, UNKNOWN_USER) for m in unknown if m.first is not None]
-            file, row, reason = min(first)
-            raise UserError(
-                f"sources.{name}: {rejected:,} of {rows_in:,} rows rejected, more than "
-                f"max_rejected_fraction {most:g}; the first: {file}, row {row}: {reason}"
-            )
-
-
-def _account(
-    plan: Plan,
-    contents: Mapping[Part, str],
-    before: Mapping[Part, tuple[str, Count]],
-    staged: Sequence[Staged],
-    final: Sequence[Merged],
-) -> Account:
-    """What became of every row, by source and period. Raises UserError for a source of no rows.
-
-    Rows in are counted as they are read, accepted and rejected ones in the files written.
-    """
-    read: dict[Part, list[Staged]] = defaultdict(list)
-    wrote: dict[Part, list[Merged]] = defaultdict(list)
-    for s in staged:
-        read[s.file.source, s.file.period].append(s)
-    for m in final:
-        wrote[m.part].append(m)
-    counts = {}
-    for part, content in contents.items():
-        if _content(before, part) == content:
-            counts[part] = before[part][1]
-            continue
-        mine, made, own = read[part], wrote[part], plan.table_of(part[0]).name
-        reasons = sum((Counter(s.reasons) for s in mine), Counter[str]())
-        reasons[UNKNOWN_USER] += sum(m.unknown for m in made)
-        counts[part] = Count(
-            rows_in=sum(s.rows_in for s in mine),
-            accepted=sum(m.file.rows for m in made if m.table == own),
-            rejected=sum(m.file.rows for m in made if m.table == REJECTED.name),
-            duplicates=sum(s.duplicates for s in mine) + sum(m.duplicates for m in made),
-            reasons=dict(+reasons),
-        )
-    account = Account(counts)
-    for name, count in account.by_source().items():
-        if count.rows_in == 0:
-            raise UserError(f"sources.{name}.path {plan.sources[name].path}: no rows")
-    return account
 
 
 def _publish(

@@ -24,6 +24,7 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
+from models.data.buckets import overlap, within
 from models.data.clean import dedupe
 from models.data.schema import EVENTS, PARTITIONS, Table, UserError
 from ray_jobs.runs import RUNS, Accounts
@@ -105,22 +106,26 @@ class Lake(Accounts):
     ) -> pl.DataFrame:
         """The rows of a table's version (the newest by default), file after file.
 
-        `bucket` and `where` (column → value) choose rows; by a partition column they choose
-        files. Raises UserError when there is no such table, OSError when a file is not what was
-        written.
+        `bucket` (of users) and `where` (column → value) choose rows; by a partition column they
+        choose files. Raises UserError when there is no such table, OSError when a file is not
+        what was written.
         """
         delta = self._open(table, version)
         schema = pl.Schema(pa.schema(delta.schema().to_arrow()))
-        wanted = dict(where or {}) | ({} if bucket is None else {"bucket": bucket})
+        wanted = dict(where or {})
         by = delta.metadata().partition_columns
         chosen = {name: value for name, value in wanted.items() if name in by}
         matching = [pl.col(n) == v for n, v in wanted.items() if n not in by]
         shown = list(schema if columns is None else columns)
-        names = list(dict.fromkeys([*shown, *(n for n in wanted if n not in by)]))
+        keyed = [] if bucket is None else ["user_key"]
+        names = list(dict.fromkeys([*shown, *keyed, *(n for n in wanted if n not in by)]))
         types = pl.Schema({name: schema[name] for name in names})
         frames = [pl.DataFrame(schema=types)]
         for file in self._files(table, delta, chosen):
-            frames.append(rows_of(file, types).filter(*matching))
+            held = file["partition"].get("bucket", 1)
+            if bucket is None or overlap(held, bucket):
+                rows = rows_of(file, types).filter(*matching)
+                frames.append(rows if bucket is None else within(rows, held, bucket))
         return pl.concat(frames).select(shown)
 
     def read_if(

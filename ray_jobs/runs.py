@@ -89,18 +89,17 @@ class Accounts:
         return rows[-1] if rows else None
 
     def state(self: _Tables) -> dict[str, Any] | None:
-        """The newest row that says what the lake holds: an ingest's, or an erasure's since."""
+        """The newest row that says what the lake holds, and so what the other jobs read: an
+        ingest's, or an erasure's since. None when there was no ingest."""
         rows = _runs(self, STATE)
         return rows[-1] if rows else None
 
-    def ingested(self: _Tables) -> dict[str, int]:
-        """The table versions that the other jobs read: the last ingest's, less what has been
-        erased since. Raises UserError when there was no ingest."""
+    def ingested(self: _Tables) -> dict[str, Any]:
+        """The same. Raises UserError when there was no ingest."""
         rows = _runs(self, STATE)
         if not rows:
             raise UserError(f"nothing in lake {self.root} yet: run `raycredit ingest` first")
-        versions: dict[str, int] = rows[-1]["table_versions"]
-        return versions
+        return rows[-1]
 
 
 def _runs(lake: _Tables, verbs: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """`snapshot`: the lake as of many times → feature rows with roles and labels, bucket by bucket.
 
-    <work>/snapshots/<id>/<role>/bucket-0000.parquet   features, y_<task>, proposed_amount
+    <work>/snapshots/<id>/<role>/bucket-000004.parquet   features, y_<task>, proposed_amount
     <work>/snapshots/<id>/snapshot.json                vocabulary, stats, columns, versions, account
 
 Buckets are read, turned into rows and written one by one; nothing is shuffled. A bucket's rows of
@@ -86,7 +86,7 @@ def snapshot(config: Config, tables: Tables) -> Snapshot:
     for part in (*ROLES, SUMMARIES):
         (staged / part).mkdir(parents=True)
     job = _Bucket(config, tables, vocabulary, dates, str(staged))
-    account = total(over(range(config.buckets), job, "snapshot")) | hubs
+    account = total(over(tables.buckets, job, "snapshot")) | hubs
     assert account["rows"] == sum(account[role] for role in ROLES) + account["without_events"]
     manifest = _fit(config, staged, vocabulary, tables.versions, account)
     (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
@@ -167,7 +167,7 @@ class _RoleFiles(AbstractContextManager["_RoleFiles"]):
     """A bucket's Parquet files, one a role (or summary) that has rows, written part by part."""
 
     def __init__(self, folder: str, bucket: int) -> None:
-        self.folder, self.name = Path(folder), f"bucket-{bucket:04d}.parquet"
+        self.folder, self.name = Path(folder), f"bucket-{bucket:06d}.parquet"
         self.writers: dict[str, pq.ParquetWriter] = {}
 
     def write(self, role: str, rows: pl.DataFrame) -> None:
@@ -210,7 +210,7 @@ class _Words:
 
 
 def _vocabulary(config: Config, tables: Tables) -> Vocabulary:
-    parts = over(range(config.buckets), _Words(config, tables), "vocabulary")
+    parts = over(tables.buckets, _Words(config, tables), "vocabulary")
 
     def words(column: str, limit: int) -> tuple[str, ...]:
         counts = [part[column] for part in parts if column in part]
@@ -235,7 +235,7 @@ def _graph_dates(config: Config, tables: Tables) -> list[datetime]:
     """The month starts at or before the as-of times of the split."""
     if config.split.schedule == "month":
         return sorted({t for _, t in config.split.month_starts()})
-    return graph.labelled_months(tables, config.split, config.buckets)
+    return graph.labelled_months(tables, config.split)
 
 
 def _fit(

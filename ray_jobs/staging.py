@@ -19,7 +19,16 @@ from models.data.schema import IDENTITIES, REJECTED, Table, empty
 from models.data.source import Source
 from ray_jobs.account import Part
 from ray_jobs.exchange import Block, read_blocks, write_blocks
-from ray_jobs.files import Batch, Slice, SourceFile, UnreadableError, batches, schema_of, slices
+from ray_jobs.files import (
+    Batch,
+    Slice,
+    SourceFile,
+    UnreadableError,
+    batches,
+    rows_about,
+    schema_of,
+    slices,
+)
 from ray_jobs.lake import Lake
 from ray_jobs.storage import DataFile, digest_of, read_file, write_file
 
@@ -50,6 +59,7 @@ class Inspected:
 
     file: SourceFile
     sha256: str = ""
+    rows: int = 0  # about
     slices: tuple[Slice, ...] = ()
     unreadable: str | None = None
 
@@ -140,11 +150,13 @@ def inspect(plan: Plan, file: SourceFile) -> Inspected:
     """Hash a file and check its columns against the source's mapping. Raises UserError."""
     digest = ""
     try:
-        _, digest = digest_of(file.path)
+        size, digest = digest_of(file.path)
         schema = schema_of(file)
         if schema is not None:
             _resolve(plan.sources[file.source], file, schema)
-        return Inspected(file=file, sha256=digest, slices=tuple(slices(file)))
+        parts = tuple(slices(file))
+        rows = rows_about(file, size, parts)
+        return Inspected(file=file, sha256=digest, rows=rows, slices=parts)
     except (UnreadableError, OSError) as error:
         return Inspected(file=file, sha256=digest, unreadable=f"unreadable: {error}")
 

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import polars as pl
 
+from models.data.buckets import buckets
 from models.data.history import History, no_events
 from ray_jobs.lake import Lake
 
@@ -16,6 +17,7 @@ class Tables:
 
     lake: Lake
     versions: dict[str, int]
+    buckets: range  # of users: the parts in which jobs read the tables
 
     def read(
         self, table: str, bucket: int | None = None, columns: Sequence[str] | None = None
@@ -53,4 +55,5 @@ class Tables:
 
 def ingested(lake: Lake) -> Tables:
     """The lake as the last ingest left it. Raises UserError when there was none."""
-    return Tables(lake, lake.ingested())
+    state = lake.ingested()
+    return Tables(lake, state["table_versions"], buckets(state["config"]["buckets"]))

@@ -8,10 +8,11 @@ import polars as pl
 import polars.selectors as cs
 
 from models.data import keys
+from models.data.buckets import bucket_of
 from models.data.doubles import may_be_double
 from models.data.mapping import Mapped, evaluate
 from models.data.redact import redact
-from models.data.schema import FIRST_YEAR, IDENTITIES, REJECTED, Table, bucket_of, empty
+from models.data.schema import FIRST_YEAR, IDENTITIES, REJECTED, Table, empty
 from models.data.source import Source
 from models.data.values import (
     Parsed,

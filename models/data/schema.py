@@ -177,13 +177,3 @@ def empty(table: Table) -> pl.DataFrame:
     frame = pl.from_arrow(table.schema.empty_table())
     assert isinstance(frame, pl.DataFrame)
     return frame
-
-
-def bucket_of(user_key: pl.Expr, buckets: int) -> pl.Expr:
-    """The bucket of a user: the top k bits of the key, so that doubling is a local split.
-
-    `buckets` is a power of two from 1 to 65,536; int64 keys map monotonically to 0 … buckets − 1.
-    """
-    k = buckets.bit_length() - 1
-    assert buckets == 1 << k and 0 <= k <= 16
-    return (user_key // (1 << (64 - k)) + buckets // 2 if k else user_key * 0).cast(pl.Int32)

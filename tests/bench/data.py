@@ -7,18 +7,20 @@ not timed. All must count the same. Prints tables, then one line of JSON.
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from models.data.buckets import count_for
 from tests.bench import raw
 from tests.bench.peers.steps import SMALL_BUCKETS
 
@@ -28,7 +30,7 @@ PEERS = {
 }
 OURS = "raycredit"
 SMALL = 100_000
-ROWS_A_BUCKET = 800_000
+NODES_GOAL = 1.6  # two nodes of a core beside one
 Run = dict[str, Any]
 
 
@@ -38,17 +40,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows that all work on")
     parser.add_argument("--large", type=int, default=0, help="rows that raycredit alone ingests")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", nargs="*", default=list(PEERS), choices=list(PEERS))
+    jobs = [*PEERS, "nodes"]
+    parser.add_argument("--jobs", nargs="*", default=jobs, choices=jobs)
     parser.add_argument("--folder", type=Path, help="where to keep the raw rows for another time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(args.folder or Path(temporary), Path(temporary))
         result: Run = {"rows": args.rows, "rounds": args.rounds}
-        for job in args.jobs:
+        for job in [job for job in args.jobs if job in PEERS]:
             result[job] = bench.compare(job, args.rows, args.rounds)
             show(job, result[job])
+        if "nodes" in args.jobs:
+            result["nodes"] = bench.nodes(args.rows, args.rounds)
+            show_nodes(result["nodes"])
         if args.large:
-            result["large"] = bench.large(args.large, result["ingest"])
+            result["large"] = bench.large(args.rows, args.large)
             show_large(result["large"])
     print(json.dumps(result))
 
@@ -66,18 +72,35 @@ class Bench:
         runs: dict[str, list[Run]] = {peer: [] for peer in peers}
         for number in range(rounds):
             for peer in peers:
-                runs[peer].append(self._run(f"{job}_{peer}", small, source, buckets_of(rows)))
+                runs[peer].append(self._run(f"{job}_{peer}", small, source, count_for(rows)))
                 say(f"{job}, round {number + 1}, {peer}: {runs[peer][-1]['seconds']:.1f} s")
         counts = {peer: several[0]["counts"] for peer, several in runs.items()}
         assert all(one == counts[OURS] for one in counts.values()), f"they disagree: {counts}"
         return {peer: _median(several, rows) | counts[peer] for peer, several in runs.items()}
 
-    def large(self, rows: int, ingest: Run) -> Run:
-        """One ingest of many rows, and its rate beside that of few."""
+    def large(self, few: int, rows: int) -> Run:
+        """One ingest of many rows, and its rate beside those of few, before it and after it."""
+        before, large, after = (self._alone(n) for n in (few, rows, few))
+        result = _median([large], rows) | large["counts"]
+        beside = _median([before, after], few)
+        ratio = result["rows_per_s"] / beside["rows_per_s"]
+        more = {"rows": rows, "spilled_bytes": large["spilled_bytes"], "rate_ratio": ratio}
+        return result | more | {"beside": beside}
+
+    def nodes(self, rows: int, rounds: int) -> Run:
+        """The ingest on one node of one core and on two, in turn."""
+        runs: dict[int, list[Run]] = {1: [], 2: []}
+        for number in range(rounds):
+            for count, several in runs.items():
+                several.append(self._alone(rows, {"RAYCREDIT_BENCH_NODES": str(count)}))
+                say(f"nodes, round {number + 1}, {count}: {several[-1]['seconds']:.1f} s")
+        one, two = (_median(several, rows) for several in runs.values())
+        return {"one": one, "two": two, "ratio": two["rows_per_s"] / one["rows_per_s"]}
+
+    def _alone(self, rows: int, environment: Mapping[str, str] | None = None) -> Run:
+        """Our own ingest."""
         small, source = self._input("ingest", SMALL), self._input("ingest", rows)
-        run = self._run(f"ingest_{OURS}", small, source, buckets_of(rows))
-        result = _median([run], rows) | run["counts"] | {"rows": rows}
-        return result | {"rate_ratio": result["rows_per_s"] / ingest[OURS]["rows_per_s"]}
+        return self._run(f"ingest_{OURS}", small, source, count_for(rows), environment)
 
     def _input(self, job: str, rows: int) -> Path:
         """The raw rows, or for a snapshot what an ingest made of them."""
@@ -88,33 +111,43 @@ class Bench:
         made = self.scratch / f"ingested-{rows}"
         if not made.exists():
             out = self.scratch / "out"
-            buckets = SMALL_BUCKETS if rows == SMALL else buckets_of(rows)
+            buckets = SMALL_BUCKETS if rows == SMALL else count_for(rows)
             _call(f"ingest_{OURS}", self._input("ingest", SMALL), source, out, buckets)
             (out / "whole").rename(made)
             shutil.rmtree(out)
         return made
 
-    def _run(self, peer: str, small: Path, source: Path, buckets: int) -> Run:
+    def _run(
+        self,
+        peer: str,
+        small: Path,
+        source: Path,
+        buckets: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> Run:
         """A run whose output is removed."""
         out = self.scratch / "out"
         try:
-            return _call(peer, small, source, out, buckets)
+            return _call(peer, small, source, out, buckets, environment)
         finally:
             shutil.rmtree(out, ignore_errors=True)
 
 
-def buckets_of(rows: int) -> int:
-    """A power of two, so that a bucket fits well in a worker."""
-    return 1 << max(1, (rows // ROWS_A_BUCKET - 1).bit_length())
-
-
-def _call(peer: str, small: Path, source: Path, out: Path, buckets: int) -> Run:
+def _call(
+    peer: str,
+    small: Path,
+    source: Path,
+    out: Path,
+    buckets: int,
+    environment: Mapping[str, str] | None = None,
+) -> Run:
     """What a peer prints of itself, run in a process of its own."""
     paths = [str(path) for path in (small, source, out)]
     own = Path(".bench") / peer.rpartition("_")[2] / "bin" / "python"
     python = str(own) if own.exists() else sys.executable
     command = [python, "-m", f"tests.bench.peers.{peer}", *paths, str(buckets)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    own_environment = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=own_environment)
     if done.returncode:
         raise SystemExit(f"{peer} failed:\n{done.stderr[-3000:]}")
     run: Run = json.loads(done.stdout.splitlines()[-1])
@@ -127,6 +160,7 @@ def _median(runs: Sequence[Run], rows: int) -> Run:
         "seconds": round(seconds, 2),
         "rows_per_s": round(rows / seconds),
         "peak_gib": round(max(run["peak_gib"] for run in runs), 2),
+        "rows": rows,
         "all_seconds": [round(run["seconds"], 2) for run in runs],
     }
 
@@ -144,15 +178,26 @@ def show(job: str, runs: Run) -> None:
 
 def show_large(run: Run) -> None:
     """The figures of many rows."""
-    table = Table("ingest of", "rows/s", "seconds", "peak GiB a process", "of its rate at few")
+    few = f"of its rate at {run['beside']['rows']:,}"
+    table = Table("ingest of", "rows/s", "seconds", "peak GiB a process", "spilled", few)
     seconds, memory = f"{run['seconds']:.1f}", f"{run['peak_gib']:.2f}"
     table.add_row(
         f"{run['rows']:,} rows",
         f"{run['rows_per_s']:,}",
         seconds,
         f"{memory} (goal ≤ 1.5)",
+        f"{run['spilled_bytes']:,} B",
         f"{run['rate_ratio']:.2f} × (goal ≥ 0.9)",
     )
+    Console(width=100).print(table)
+
+
+def show_nodes(run: Run) -> None:
+    """One node of one core beside two."""
+    table = Table("nodes of one core", "rows/s", "seconds", "of one node's rate")
+    for name in ("one", "two"):
+        ratio = f"{run['ratio']:.2f} × (goal ≥ {NODES_GOAL:g})" if name == "two" else ""
+        table.add_row(name, f"{run[name]['rows_per_s']:,}", f"{run[name]['seconds']:.1f}", ratio)
     Console(width=100).print(table)
 
 

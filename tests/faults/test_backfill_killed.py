@@ -69,7 +69,7 @@ def finish(config: Config) -> tuple[pl.DataFrame, float]:
 def assert_whole(scores: pl.DataFrame, config: Config) -> None:
     """One row a user who had an event before the date; nobody twice, nobody left out."""
     tables = jobs.tables(config)
-    events = pl.concat([tables.events(bucket) for bucket in range(config.buckets)])
+    events = pl.concat([tables.events(bucket) for bucket in tables.buckets])
     before = events.filter(pl.col("event_time").dt.date() < config.backfill.as_of)
     assert scores.height == scores["user_key"].n_unique() == before["user_key"].n_unique()
 

@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.data.buckets import bucket_of
 from models.data.clean import conform
-from models.data.schema import EDGES, LABELS, bucket_of
+from models.data.schema import EDGES, LABELS
 from ray_jobs.lake import Lake
 
 TIES = 1_000_000
@@ -23,15 +24,16 @@ MOST_MIB = 1536  # the whole process, libraries included
 PUBLISH = """
 import json, resource, sys
 from datetime import UTC, datetime
+from models.data.buckets import buckets
 from ray_jobs import graph
 from ray_jobs.config import load
 from ray_jobs.lake import Lake
 from ray_jobs.tables import Tables
 graph.over = lambda units, job, title: [job(unit) for unit in units]
-lake, buckets = Lake(sys.argv[1]), sys.argv[2]
-config = load("demo", [f"buckets={buckets}", f"features.max_ties_of_a_node={sys.argv[3]}"])
+lake, count = Lake(sys.argv[1]), int(sys.argv[2])
+config = load("demo", [f"features.max_ties_of_a_node={sys.argv[3]}"])
 months = [datetime(2024, month, 1, tzinfo=UTC) for month in (1, 2)]
-account = graph.publish(config, Tables(lake, lake.versions()), months)
+account = graph.publish(config, Tables(lake, lake.versions(), buckets(count)), months)
 print(json.dumps(account | {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10}))
 """
 

@@ -37,7 +37,7 @@ def backfilled(demo_run: Config, tables: Tables) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def events(demo_run: Config, tables: Tables) -> pl.DataFrame:
-    return pl.concat([tables.events(bucket) for bucket in range(demo_run.buckets)])
+    return pl.concat([tables.events(bucket) for bucket in tables.buckets])
 
 
 @pytest.fixture(scope="module")

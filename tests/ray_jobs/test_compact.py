@@ -17,6 +17,7 @@ from models.data.schema import LABELS, UserError
 from ray_jobs.compact import compact, groups_of, shown, sorts
 from ray_jobs.lake import DataFile, Lake
 from ray_jobs.storage import read_file
+from ray_jobs.tables import ingested
 from ray_jobs.vacuum import remove_dead_staging, vacuum, versions_needed
 
 PART = {"source": "shop", "period": "2011-01"}
@@ -29,7 +30,12 @@ def labels(rows: list[Row]) -> pl.DataFrame:
     return conform(frame, LABELS)
 
 
-def write(lake: Lake, rows: list[Row], bucket: int = 0) -> DataFile:
+def seen_by_jobs(lake: Lake) -> list[int]:
+    """The users of the labels that the last ingest named."""
+    return lake.read("labels", version=ingested(lake).versions["labels"])["user_key"].to_list()
+
+
+def write(lake: Lake, rows: list[Row], bucket: int = 4) -> DataFile:
     return lake.write_part(LABELS, labels(rows), {**PART, "bucket": bucket})
 
 
@@ -80,7 +86,7 @@ Rows = st.lists(
     max_examples=8,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(parts=st.lists(st.tuples(st.integers(0, 2), Rows), min_size=1, max_size=6))
+@given(parts=st.lists(st.tuples(st.integers(4, 6), Rows), min_size=1, max_size=6))
 def test_compaction_keeps_the_content(
     ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[int, list[Row]]]
 ) -> None:
@@ -103,26 +109,28 @@ def test_many_appends_become_one_file(
     lake: Lake, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for n in range(5):
-        lake.record_run("ingest", f"r{n}", {"n": n}, {"rows_in": n}, versions={"labels": 0})
-    append(lake, "a", (0, [(3, 1.0), (1, 2.0)]))
-    append(lake, "b", (0, [(2, None)]))
-    append(lake, "c", (1, [(9, 0.5)]))
-    alone = next(f["path"] for f in lake.files("labels", where={"bucket": 1}))
+        lake.record_run(
+            "ingest", f"r{n}", {"n": n, "buckets": 4}, {"rows_in": n}, versions={"labels": 0}
+        )
+    append(lake, "a", (4, [(3, 1.0), (1, 2.0)]))
+    append(lake, "b", (4, [(2, None)]))
+    append(lake, "c", (5, [(9, 0.5)]))
+    alone = next(f["path"] for f in lake.files("labels", where={"bucket": 5}))
     before = {t: content(lake, t) for t in ("runs", "labels")}
     account = compact(lake)
     counted = {row.table: (row.files_before, row.files_after) for row in account}
     assert counted == {"labels": (3, 2), "runs": (5, 1)}
     assert {t: content(lake, t) for t in before} == before
-    assert lake.read("labels", bucket=0)["user_key"].to_list() == [1, 2, 3]
+    assert lake.read("labels", bucket=4)["user_key"].to_list() == [1, 2, 3]
     assert alone in {f["path"] for f in lake.files("labels")}
-    assert lake.latest_run("ingest")["config"] == {"n": 4}  # type: ignore[index]  # it is there
-    assert lake.ingested() == {"labels": 0}
+    assert lake.latest_run("ingest")["config"]["n"] == 4  # type: ignore[index]  # it is there
+    assert ingested(lake).versions == {"labels": 0}
     assert [row.files_before for row in compact(lake)] == [2, 1]  # nothing left to do
     versions = lake.version("labels"), lake.version("runs")
     compact(lake)
     assert (lake.version("labels"), lake.version("runs")) == versions
-    lake.record_run("ingest", "r5", {"n": 5}, {}, versions={"labels": 0})
-    lake.record_run("ingest", "r5", {"n": 5}, {}, versions={"labels": 0})
+    lake.record_run("ingest", "r5", {"n": 5, "buckets": 4}, {}, versions={"labels": 0})
+    lake.record_run("ingest", "r5", {"n": 5, "buckets": 4}, {}, versions={"labels": 0})
     assert lake.read("runs").height == 6  # what was published once stays published once
     assert shown(account).row_count == 2
 
@@ -134,7 +142,7 @@ def test_files_without_a_bucket_are_merged_up_to_a_size() -> None:
     dates = [file(n, as_of_date="2024-01-01") for n in (6, 3, 4, 9, 2)]
     sizes = [[f["bytes"] for f in group] for group in groups_of(dates, 10)]
     assert sizes == [[6, 3]]  # 4 and 9 have no room beside each other, nor 9 and 2
-    buckets = [file(n, bucket=0) for n in (6, 30)] + [file(1, bucket=1)]
+    buckets = [file(n, bucket=4) for n in (6, 30)] + [file(1, bucket=5)]
     assert [len(group) for group in groups_of(buckets, 10)] == [2]
     assert groups_of([], 10) == []
 
@@ -179,7 +187,7 @@ def test_writers_at_one_time_leave_no_row_twice(lake: Lake) -> None:
 
     def replaces() -> None:
         start.wait()
-        where = {**PART, "bucket": "0"}
+        where = {**PART, "bucket": "4"}
         Lake(lake.root).publish(LABELS, app="a", generation=2, files=[newer], replace=where)
 
     def run(job: Any, *arguments: int) -> None:
@@ -213,9 +221,9 @@ def test_a_rewrite_on_an_old_handle_fails(lake: Lake) -> None:
 
 
 def test_vacuum_keeps_what_replay_and_the_jobs_need(lake: Lake, ray_cluster: None) -> None:
-    first = append(lake, "a", (0, [(1, 1.0)]))
-    lake.record_run("ingest", "r1", {}, {}, versions={"labels": first})
-    where = {**PART, "bucket": "0"}
+    first = append(lake, "a", (4, [(1, 1.0)]))
+    lake.record_run("ingest", "r1", {"buckets": 4}, {}, versions={"labels": first})
+    where = {**PART, "bucket": "4"}
     versions = [
         lake.publish(LABELS, app="b", generation=n, files=[write(lake, [(n, 2.0)])], replace=where)
         for n in (1, 2, 3)
@@ -235,26 +243,26 @@ def test_vacuum_keeps_what_replay_and_the_jobs_need(lake: Lake, ray_cluster: Non
     assert [lake.read("labels", version=v)["user_key"][0] for v in versions] == [1, 2, 3]
 
     compact(lake, 0)  # the last ingest's version stays: the jobs read it
-    assert lake.read("labels", version=lake.ingested()["labels"])["user_key"].to_list() == [1]
+    assert seen_by_jobs(lake) == [1]
     assert lake.read("labels")["user_key"].to_list() == [3]
     # the first version, the newest, and the checkpoint that stands for what came before the first
     assert len(parquet(lake, "labels")) == 3
 
-    lake.record_run("ingest", "r2", {}, {}, versions={"labels": lake.version("labels")})
+    lake.record_run("ingest", "r2", {"buckets": 4}, {}, versions={"labels": lake.version("labels")})
     compact(lake, 0)
-    assert lake.read("labels", version=lake.ingested()["labels"])["user_key"].to_list() == [3]
+    assert seen_by_jobs(lake) == [3]
     data = [p for p in parquet(lake, "labels") if "_delta_log" not in p.parts]
     assert len(data) == 1
     with pytest.raises(UserError):
         lake.read("labels", version=first)
     assert lake.generation("labels", "b") == 3  # what was published once is still known
-    assert append(lake, "a", (0, [(9, 9.0)])) == lake.version("labels")
+    assert append(lake, "a", (4, [(9, 9.0)])) == lake.version("labels")
     assert lake.read("labels")["user_key"].to_list() == [3]
     assert {r["run_id"] for r in lake.read("runs").to_dicts()} == {"r1", "r2"}
 
 
 def test_history_is_cut_at_the_age_asked_for(lake: Lake) -> None:
-    where = {**PART, "bucket": "0"}
+    where = {**PART, "bucket": "4"}
     for n in (1, 2, 3):
         files = [write(lake, [(n, 2.0)])]
         lake.publish(LABELS, app="b", generation=n, files=files, replace=where)
@@ -268,7 +276,7 @@ def test_history_is_cut_at_the_age_asked_for(lake: Lake) -> None:
 
 
 def test_staging_of_killed_ingests_goes_once_it_is_old(lake: Lake, ray_cluster: None) -> None:
-    append(lake, "a", (0, [(1, 1.0)]))
+    append(lake, "a", (4, [(1, 1.0)]))
     dead, alive = Path(lake.url("_staging-dead")), Path(lake.url("_staging-alive"))
     for folder in (dead, alive):
         (folder / "shop" / "all").mkdir(parents=True)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.data.buckets import buckets
 from models.data.clean import conform
 from models.data.keys import erased_hashes, user_key
 from models.data.schema import EVENTS, Table, UserError
@@ -23,6 +24,7 @@ from ray_jobs.erase import erase, ids_of
 from ray_jobs.ingest import ingest
 from ray_jobs.lake import Lake
 from ray_jobs.runs import RUNS
+from ray_jobs.tables import ingested
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -87,7 +89,7 @@ def derive(lake: Lake, work: Path) -> None:
     """Scores and a graph month in the lake; a snapshot and predictions under the work folder."""
     users = lake.read("users").select("user_key", "bucket")
     graph = pl.Schema({"user_key": pl.Int64, "degree": pl.Float64})
-    for bucket in range(4):
+    for bucket in buckets(4):
         mine = users.filter(pl.col("bucket") == bucket).select("user_key", degree=1.0)
         table = _table("graph", mine.cast(dict(graph)), ["graph_month", "bucket"])
         where = {"graph_month": "2011-07-01", "bucket": bucket}
@@ -99,7 +101,7 @@ def derive(lake: Lake, work: Path) -> None:
     lake.publish(table, app="s", generation=1, files=[file])
     for folder in ("snapshots/abc/fit", "predictions"):
         (work / folder).mkdir(parents=True)
-        for bucket in range(4):
+        for bucket in buckets(4):
             mine = users.filter(pl.col("bucket") == bucket)
             if mine.height:
                 mine.write_parquet(work / folder / f"bucket-{bucket:04d}.parquet")
@@ -172,7 +174,7 @@ def test_a_user_is_removed_everywhere_and_does_not_come_back(
         kept = files[name] & {f["path"] for f in lake.files(name)}
         if name == "events":  # only the file of the user's own bucket is another one
             assert len(kept) == len(files[name]) - 1
-    assert lake.ingested() == {name: lake.version(name) for name in lake.ingested()}
+    assert ingested(lake).versions == {name: lake.version(name) for name in ingested(lake).versions}
 
     snapshot = json.loads((work / "snapshots/abc/snapshot.json").read_text())
     assert snapshot["rows"] == {"fit": USERS - 1}
@@ -202,7 +204,7 @@ def test_a_user_is_removed_everywhere_and_does_not_come_back(
     assert holders(root, "u1") == []
     assert holders(root, "u2") != []
     assert not (root / "events/left-by-a-killed-job.parquet").exists()
-    assert lake.read("events", version=lake.ingested()["events"]).height == USERS - 1
+    assert lake.read("events", version=ingested(lake).versions["events"]).height == USERS - 1
 
     # the same files again: nothing to do, and the account says who is not in it any more
     again = run(lake, sources)
@@ -253,7 +255,7 @@ def test_a_run_that_was_cut_off_is_finished_by_the_next(
 ) -> None:
     sources = marketplace(tmp_path / "raw")
     run(lake, sources)
-    state = lake.ingested()
+    state = ingested(lake).versions
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -262,13 +264,13 @@ def test_a_run_that_was_cut_off_is_finished_by_the_next(
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(job, at, killed)
             erase(lake, work, ["u1"], SECRET)
-        assert lake.ingested() == state  # jobs go on reading what was there
+        assert ingested(lake).versions == state  # jobs go on reading what was there
     assert lake.read("tombstones").height == 1
     erase(lake, work, ["u1"], SECRET)
     rows = json.loads(lake.read("tombstones")["rows"][0])
     assert rows["events"] == 1 and rows["edges"] == 3
-    assert lake.ingested() != state
-    assert lake.read("events", version=lake.ingested()["events"]).height == USERS - 1
+    assert ingested(lake).versions != state
+    assert lake.read("events", version=ingested(lake).versions["events"]).height == USERS - 1
     assert run(lake, sources).by_source()["ties"].reasons == {"erased user": 3}
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.data.buckets import bucket_of
 from models.data.clean import conform
 from models.data.graph import graph_snapshot
-from models.data.schema import EDGES, LABELS, Table, UserError, bucket_of
+from models.data.schema import EDGES, LABELS, Table, UserError
 from ray_jobs import graph
 from ray_jobs.config import Config
 from ray_jobs.exchange import exchange_folder, write_blocks
@@ -56,7 +57,7 @@ def tables_of(folder: Path, world: Frames, buckets: int) -> Tables:
     lake = Lake(str(folder))
     for table, frame in zip((EDGES, LABELS), world, strict=True):
         publish(lake, table, frame, buckets)
-    return Tables(lake, lake.versions())
+    return Tables(lake, lake.versions(), range(buckets, 2 * buckets))
 
 
 def publish(lake: Lake, table: Table, frame: pl.DataFrame, buckets: int) -> None:
@@ -68,9 +69,9 @@ def publish(lake: Lake, table: Table, frame: pl.DataFrame, buckets: int) -> None
     lake.publish(table, app=table.name, generation=1, files=files)
 
 
-def config_of(config: Config, buckets: int, cap: int) -> Config:
+def config_of(config: Config, cap: int) -> Config:
     few = config.features.model_copy(update={"max_ties_of_a_node": cap})
-    return config.model_copy(update={"buckets": buckets, "features": few})
+    return config.model_copy(update={"features": few})
 
 
 @pytest.mark.parametrize(("buckets", "cap"), [(1, 100), (4, 100), (4, 10_000)])
@@ -78,7 +79,7 @@ def test_buckets_make_what_is_made_at_once(
     tmp_path: Path, world: Frames, demo_config: Config, ray_cluster: None, buckets: int, cap: int
 ) -> None:
     tables = tables_of(tmp_path / "lake", world, buckets)
-    config = config_of(demo_config, buckets, cap)
+    config = config_of(demo_config, cap)
     account = graph.publish(config, tables, MONTHS)
     edges, labels = world
     for date in MONTHS:
@@ -105,7 +106,7 @@ def test_a_pass_may_hold_one_month(
 ) -> None:
     monkeypatch.setattr(graph, "_MOST_BLOCKS", 1)
     tables = tables_of(tmp_path / "lake", world, 2)
-    graph.publish(config_of(demo_config, 2, 100), tables, MONTHS[:2])
+    graph.publish(config_of(demo_config, 100), tables, MONTHS[:2])
     for date in MONTHS[:2]:
         made = tables.graph(date)
         assert made is not None and made.height > 0
@@ -116,10 +117,10 @@ def test_a_lake_without_ties_has_no_snapshot(
 ) -> None:
     none = (world[0].clear(), world[1])
     for name, tables in (
-        ("absent", Tables(Lake(str(tmp_path / "absent")), {})),
+        ("absent", Tables(Lake(str(tmp_path / "absent")), {}, range(1, 2))),
         ("empty", tables_of(tmp_path / "empty", none, 2)),
     ):
-        assert graph.publish(config_of(demo_config, 2, 100), tables, MONTHS) == {
+        assert graph.publish(config_of(demo_config, 100), tables, MONTHS) == {
             "hubs": 0,
             "ties_left_out": 0,
         }, name
@@ -134,10 +135,10 @@ def test_labelled_times_need_the_snapshots_of_their_months(
     times = world[1].filter(split.role_of(pl.col("as_of")).is_not_null())["as_of"]
     expected = sorted({time.replace(day=1) for time in times})
     assert len(expected) > 1
-    assert graph.labelled_months(tables, split, 4) == expected
-    unlabelled = Tables(tables.lake, {"edges": tables.versions["edges"]})
+    assert graph.labelled_months(tables, split) == expected
+    unlabelled = Tables(tables.lake, {"edges": tables.versions["edges"]}, tables.buckets)
     with pytest.raises(UserError, match="no source maps to the labels table"):
-        graph.labelled_months(unlabelled, split, 4)
+        graph.labelled_months(unlabelled, split)
 
 
 def test_the_folder_of_an_exchange_goes_whatever_happens(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from models.data.clean import conform
 from models.data.schema import EVENTS, LABELS, Table, UserError, users_table
 from ray_jobs.lake import RUNS, DataFile, Lake, write_file
+from ray_jobs.tables import ingested
 
 PART = {"source": "shop", "period": "2011-01"}
 TIME = datetime(2011, 1, 1, tzinfo=UTC)
@@ -28,7 +29,7 @@ def labels(*values: float) -> pl.DataFrame:
     return conform(rows, LABELS)
 
 
-def part(lake: Lake, *values: float, bucket: int = 0, **partition: str) -> DataFile:
+def part(lake: Lake, *values: float, bucket: int = 4, **partition: str) -> DataFile:
     return lake.write_part(LABELS, labels(*values), {**PART, **partition, "bucket": bucket})
 
 
@@ -57,7 +58,7 @@ def test_a_lake_without_tables(lake: Lake) -> None:
     with pytest.raises(UserError, match=r"no table labels in lake .*: run `raycredit ingest`"):
         lake.read("labels")
     with pytest.raises(UserError, match="run `raycredit ingest` first"):
-        lake.ingested()
+        ingested(lake)
     assert lake.read_if("labels", {}, 0) is None
     assert lake.versions() == {}
     assert lake.latest_run("ingest") is None
@@ -66,18 +67,18 @@ def test_a_lake_without_tables(lake: Lake) -> None:
 
 
 def test_what_is_published_is_read(lake: Lake) -> None:
-    files = [part(lake, 1.0, 2.0), part(lake, 3.0, bucket=1)]
+    files = [part(lake, 1.0, 2.0), part(lake, 3.0, bucket=5)]
     assert not lake.exists("labels")  # written, and yet not there
     version = publish(lake, 1, *files)
     assert lake.version("labels") == version
     assert values(lake) == [1.0, 2.0, 3.0]
-    assert values(lake, bucket=1) == [3.0]
+    assert values(lake, bucket=5) == [3.0]
     assert values(lake, where={"value": 2.0}) == [2.0]
     assert values(lake, where={"period": "2011-02"}) == []
-    row = lake.read("labels", bucket=1, columns=["bucket", "value", "period"]).row(0)
-    assert row == (1, 3.0, "2011-01")
+    row = lake.read("labels", bucket=5, columns=["bucket", "value", "period"]).row(0)
+    assert row == (5, 3.0, "2011-01")
     assert lake.read("labels").schema == pl.Schema(LABELS.schema)
-    assert lake.read("labels", bucket=9).schema == pl.Schema(LABELS.schema)
+    assert lake.read("labels", bucket=6).schema == pl.Schema(LABELS.schema)
     assert [f["num_records"] for f in lake.files("labels")] == [2, 1]
 
 
@@ -98,7 +99,7 @@ def test_a_generation_is_published_once(lake: Lake) -> None:
 
 
 def test_a_later_generation_replaces_its_own_partitions_only(lake: Lake) -> None:
-    old = publish(lake, 1, part(lake, 1.0), part(lake, 2.0, bucket=1))
+    old = publish(lake, 1, part(lake, 1.0), part(lake, 2.0, bucket=5))
     publish(lake, 1, part(lake, 5.0, period="2011-02"), period="2011-02")
     publish(lake, 2, part(lake, 3.0))
     assert values(lake) == [3.0, 5.0]
@@ -140,7 +141,7 @@ def test_a_table_without_rows(lake: Lake) -> None:
 @pytest.mark.parametrize("damage", ["missing", "shorter", "other"])
 def test_a_damaged_file_is_refused_before_anything_is_published(lake: Lake, damage: str) -> None:
     publish(lake, 1, part(lake, 1.0))
-    good, bad = part(lake, 2.0), part(lake, 3.0, bucket=1)
+    good, bad = part(lake, 2.0), part(lake, 3.0, bucket=5)
     path = Path(bad.path)
     if damage == "missing":
         path.unlink()
@@ -150,7 +151,7 @@ def test_a_damaged_file_is_refused_before_anything_is_published(lake: Lake, dama
     with pytest.raises(UserError, match="nothing was published"):
         publish(lake, 2, good, bad)
     assert values(lake) == [1.0]
-    assert publish(lake, 2, good, part(lake, 3.0, bucket=1)) == 2
+    assert publish(lake, 2, good, part(lake, 3.0, bucket=5)) == 2
     assert values(lake) == [2.0, 3.0]
 
 
@@ -245,7 +246,7 @@ def test_new_columns_and_columns_of_another_type(lake: Lake) -> None:
     def users(table: Table, period: str, **columns: list[Any]) -> None:
         frame = conform(pl.DataFrame({"user_key": [1], **columns}), table)
         where = {"source": "crm", "period": period}
-        file = lake.write_part(table, frame, {**where, "bucket": 0})
+        file = lake.write_part(table, frame, {**where, "bucket": 4})
         lake.publish(table, app=f"u/{period}", generation=1, files=[file], replace=where)
 
     users(users_table(("age",), ()), "1", age=[30.0])
@@ -276,10 +277,12 @@ def test_a_file_of_another_place_cannot_be_published(lake: Lake, tmp_path: Path)
 
 def test_rows_are_appended_once(lake: Lake) -> None:
     for run, at in (("r1", 1), ("r2", 2), ("r1", 3)):
-        lake.record_run("ingest", run, {"at": at}, {"rows_in": at}, versions={"events": at})
+        lake.record_run(
+            "ingest", run, {"at": at, "buckets": 4}, {"rows_in": at}, versions={"events": at}
+        )
     lake.record_run("backfill", "b", {}, {"users": 9}, "cafe", versions={"events": 1})
     assert lake.read(RUNS.name).height == 3
-    assert lake.ingested() == {"events": 2}
+    assert ingested(lake).versions == {"events": 2}
     assert lake.run("ingest", "r1") == {"rows_in": 1}
     assert lake.run("ingest", "r9") is None
     newest = lake.latest_run("backfill")
@@ -294,19 +297,19 @@ def events(lake: Lake, source: str, period: str, *ids: int) -> None:
     )
     where = {"source": source, "period": period}
     frame = conform(rows.with_columns(item=pl.lit(source)), EVENTS)
-    file = lake.write_part(EVENTS, frame, {**where, "bucket": 0})
+    file = lake.write_part(EVENTS, frame, {**where, "bucket": 4})
     lake.publish(EVENTS, app=f"e/{source}/{period}", generation=1, files=[file], replace=where)
 
 
 def test_an_event_that_two_periods_bring_counts_once(lake: Lake) -> None:
     events(lake, "shop", "2011-01", 3, 1)
     events(lake, "shop", "2011-02", 1, 2)
-    assert lake.events(0, lake.versions())["event_id"].to_list() == [1, 2, 3]
-    assert lake.events(1, lake.versions()).is_empty()
+    assert lake.events(4, lake.versions())["event_id"].to_list() == [1, 2, 3]
+    assert lake.events(5, lake.versions()).is_empty()
 
 
 def test_one_event_id_in_two_sources_is_refused(lake: Lake) -> None:
     events(lake, "shop", "2011-01", 1)
     events(lake, "reviews", "2011-01", 1)
     with pytest.raises(UserError, match="sources reviews and shop give the same event_id"):
-        lake.events(0, lake.versions())
+        lake.events(4, lake.versions())

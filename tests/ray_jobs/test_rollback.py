@@ -10,6 +10,7 @@ from models.data.source import Source
 from ray_jobs.account import Account
 from ray_jobs.ingest import ingest
 from ray_jobs.lake import Lake
+from ray_jobs.tables import ingested
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -63,11 +64,11 @@ def test_files_put_back_after_a_kill(tmp_path: Path, at: str) -> None:
     (raw / "2.csv").unlink()
     again = run(lake, raw)
     assert again.unchanged and again.to_json() == account.to_json()
-    versions = lake.ingested()
+    versions = ingested(lake).versions
     for name in tables:
         assert_frame_equal(lake.read(name, version=versions[name]), before[name])
     run(lake, raw)
-    assert lake.ingested() == lake.versions() == versions
+    assert ingested(lake).versions == lake.versions() == versions
 
 
 def test_the_first_ingest_is_killed(tmp_path: Path) -> None:

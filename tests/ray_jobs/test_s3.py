@@ -21,6 +21,7 @@ from ray_jobs import jobs, storage
 from ray_jobs.config import load
 from ray_jobs.lake import DataFile, Lake
 from ray_jobs.reach import check
+from ray_jobs.tables import ingested
 
 if TYPE_CHECKING:
     from tests.conftest import SmallShop
@@ -45,6 +46,7 @@ import json, sys
 from ray_jobs.cli import main
 from ray_jobs.cluster import connected
 from ray_jobs.config import ClusterConfig
+from ray_jobs.tables import ingested
 with connected(ClusterConfig(num_cpus=4)):
     for line in sys.stdin:
         print("exit", main(json.loads(line)), flush=True)
@@ -143,9 +145,9 @@ def test_ingest_and_snapshot_in_s3_are_those_on_a_disk(
         assert one.read_bytes() == other.read_bytes()
 
     assert [key for key in keys(s3) if "_staging" in key] == []
-    before, versions = keys(s3), store.ingested()
+    before, versions = keys(s3), ingested(store).versions
     run("ingest", there)
-    assert keys(s3) == before and store.ingested() == versions
+    assert keys(s3) == before and ingested(store).versions == versions
 
     corrected = tmp_path / "raw" / "events" / "2024-08.parquet"
     small_shop.month(8, amount=2.0).head(60).write_parquet(corrected)
@@ -177,7 +179,7 @@ def lake(s3: Any) -> Lake:
 
 def part(lake: Lake, *values: float) -> DataFile:
     rows = conform(pl.DataFrame({"user_key": range(len(values)), "value": values}), LABELS)
-    return lake.write_part(LABELS, rows, {**PART, "bucket": 0})
+    return lake.write_part(LABELS, rows, {**PART, "bucket": 4})
 
 
 def test_a_lake_in_s3(lake: Lake, s3: Any) -> None:
@@ -189,7 +191,7 @@ def test_a_lake_in_s3(lake: Lake, s3: Any) -> None:
     assert lake.generation("labels", "a") == 1 and lake.versions() == {"labels": 1}
     staged = part(Lake(lake.url("_staging")), 2.0, 3.0)
     adopted = lake.adopt(staged, lake.url("_staging"))
-    assert keys(s3, "lake/_staging/labels/source=shop/period=2011-01/bucket=0/p") == []
+    assert keys(s3, "lake/_staging/labels/source=shop/period=2011-01/bucket=4/p") == []
     lake.replace(LABELS, app="a", files=[adopted], where=PART)
     assert lake.read("labels")["value"].to_list() == [2.0, 3.0]
     assert [f["path"] for f in lake.files("labels")] == [adopted.path]

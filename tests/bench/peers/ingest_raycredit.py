@@ -1,9 +1,15 @@
-"""The ingest that is measured: the job's own function, on Ray with two cores."""
+"""The ingest that is measured: the job's own function, on Ray with two cores.
 
+With `RAYCREDIT_BENCH_NODES` set, on so many nodes of one core, beside a head that runs no task.
+"""
+
+import os
 from datetime import UTC
 from pathlib import Path
 
 import ray
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+from ray.cluster_utils import Cluster
 
 from models.data.source import Source
 from ray_jobs import cluster
@@ -13,6 +19,7 @@ from ray_jobs.lake import Lake
 from tests.bench import raw
 from tests.bench.peers.steps import SECRET, main
 
+STORE = 256 << 20  # bytes of a node's object store
 COLUMNS = {
     "user_id": "user_id",
     "event_id": "event_id",
@@ -50,9 +57,24 @@ def ingest(_: None, source: Path, out: Path, buckets: int) -> dict[str, int]:
 
 
 def start() -> None:
-    """Start Ray on two cores, or join the cluster that `RAY_ADDRESS` names; start its workers."""
+    """Start Ray on two cores, or a cluster of nodes with a core each; start its workers."""
+    nodes = int(os.environ.get("RAYCREDIT_BENCH_NODES", "0"))
+    if nodes:
+        os.environ["POLARS_MAX_THREADS"] = "1"
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+        started = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(nodes):
+            started.add_node(num_cpus=1, object_store_memory=STORE)
+        os.environ["RAY_ADDRESS"] = started.address
     cluster.start(ClusterConfig(num_cpus=2))
-    ray.get([_imported.remote() for _ in range(2)])
+    ray.get([_imported.remote() for _ in range(nodes or 2)])
+
+
+def spilled() -> dict[str, int]:
+    """Bytes that the object store of the driver's node has written to disk for want of room."""
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    stats = get_memory_info_reply(state).store_stats
+    return {"spilled_bytes": stats.spilled_bytes_total}
 
 
 @ray.remote(num_cpus=1)
@@ -62,4 +84,4 @@ def _imported() -> None:
 
 
 if __name__ == "__main__":
-    main(start, ingest)
+    main(start, ingest, spilled)

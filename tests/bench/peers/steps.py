@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pyarrow as pa
@@ -57,8 +57,12 @@ def commit(folder: Path) -> None:
     table.create_write_transaction(actions, "append", schema, ["bucket"])
 
 
-def main(start: Callable[[], E], work: Callable[[E, Path, Path, int], dict[str, int]]) -> None:
-    """Run a peer on `sys.argv`; print its seconds, counts and memory.
+def main(
+    start: Callable[[], E],
+    work: Callable[[E, Path, Path, int], dict[str, int]],
+    more: Callable[[], dict[str, Any]] = dict,
+) -> None:
+    """Run a peer on `sys.argv`; print its seconds, counts and memory, and `more` of its own.
 
     Arguments: a small input, the input, the output, how many buckets. `start` brings the engine
     up, which then does the whole work once on the small input. Both are not timed.
@@ -72,7 +76,8 @@ def main(start: Callable[[], E], work: Callable[[E, Path, Path, int], dict[str, 
         began = time.perf_counter()
         counts = work(engine, source, out / "whole", int(sys.argv[4]))
         seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "counts": counts, "peak_gib": memory.peak / 2**30}))
+    figures = {"seconds": seconds, "counts": counts, "peak_gib": memory.peak / 2**30}
+    print(json.dumps(figures | more()))
 
 
 class Memory:
