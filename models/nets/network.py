@@ -5,11 +5,11 @@ Shapes: B rows, M modalities, U distinct texts, E width of the text encoder, D w
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from models.data.batch import Batch
 from models.data.features import FeatureConfig, tabular_columns
@@ -22,6 +22,9 @@ from models.nets.sequence import BehaviourConfig, BehaviourTower
 from models.nets.social import SocialTower
 from models.nets.tabular import TabularTower
 from models.nets.text import TextConfig, TextTower, freeze
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class NetworkConfig(Strict):
@@ -60,7 +63,7 @@ class Network(nn.Module):
         features: FeatureConfig,
         stats: Stats,
         tasks: Mapping[str, Task],
-        encoder: PreTrainedModel,
+        encoder: "PreTrainedModel",
     ) -> None:
         super().__init__()
         words = stats.vocabulary

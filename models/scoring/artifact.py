@@ -14,12 +14,11 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from models.data.batch import Tokenizer
 from models.data.features import FeatureConfig
@@ -32,6 +31,9 @@ from models.nets.text import empty_encoder
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
 from models.scoring.policy import PolicyConfig
 from models.scoring.scorecard import ScorecardConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 MANIFEST = "manifest.json"
 MODEL = "model.json"
@@ -79,7 +81,7 @@ def save(folder: Path, spec: ModelSpec, network: Network, tokenizer: Tokenizer) 
         weights = {name: value.contiguous() for name, value in network.state_dict().items()}
         save_file(weights, staged / WEIGHTS)
         network.text.encoder.config.save_pretrained(staged / "encoder")
-        _save_tokenizer(cast(PreTrainedTokenizerFast, tokenizer), staged / "tokenizer")
+        _save_tokenizer(cast("PreTrainedTokenizerFast", tokenizer), staged / "tokenizer")
         hashes = {str(p.relative_to(staged)): _sha256(p) for p in _files(staged)}
         (staged / MANIFEST).write_bytes(_manifest(hashes))
         final = folder / sha256(staged)[:16]
@@ -95,6 +97,8 @@ def save(folder: Path, spec: ModelSpec, network: Network, tokenizer: Tokenizer) 
 
 def load(folder: Path) -> Artifact:
     """Read a model. Raises UserError when a file is missing, added, or not as it was written."""
+    from transformers import AutoTokenizer
+
     spec = load_spec(folder)
     try:
         network = Network(
@@ -144,7 +148,7 @@ def sha256(folder: Path) -> str:
     return _sha256(folder / MANIFEST)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
     """Without the length that the last call cut texts to, which would be part of the hash."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
