@@ -37,8 +37,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: setup ## run the main job, from raw files to a score, on a simulated marketplace
 	$(BIN)/raycredit demo $(ARGS)
 
-test: lint ## lint, then every test but the long ones
-	$(BIN)/pytest $(ARGS)
+# One process for the tests of Ray, which often wait, and one for the others (tests/conftest.py).
+test: lint ## lint, then every test but the long ones; ARGS="-n0 -k foo" for some, in one process
+	$(BIN)/pytest -n 2 --dist each --max-worker-restart 0 -o console_output_style=classic $(ARGS)
 
 lint: setup ## style, types and import rules
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import urllib.request
@@ -101,8 +102,10 @@ def keys(s3: Any, prefix: str = "") -> list[str]:
 @pytest.fixture
 def run(s3: Any) -> Iterator[Run]:
     """`raycredit VERB -c CONFIG`: what it prints; it must exit with 0."""
+    # a token of its own: where there is none yet, two Rays that start at once would each write one
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with subprocess.Popen(
-        [sys.executable, "-c", COMMAND],
+        [sys.executable, "-c", COMMAND], env=os.environ | token,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
     ) as command:  # fmt: skip
         assert command.stdin is not None and command.stdout is not None
