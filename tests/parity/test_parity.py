@@ -19,7 +19,7 @@ from ray_jobs.tables import Tables
 
 USERS = 500
 TOLERANCE = 1e-5  # of a probability, in fp32
-CONCURRENT = 8
+CONCURRENT = 16  # a full batch, and as many as one replica is meant to take
 TOKEN = "parity-0123456789abcdef"
 
 

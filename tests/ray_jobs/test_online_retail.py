@@ -30,6 +30,7 @@ def retail(
         "network.text.encoder": tiny_encoder,
         "train.loop.epochs": 1,
         "train.loop.batch_rows": 256,
+        "backfill.workers": 1,
     }
     config = load("online_retail", [f"{key}={value}" for key, value in overrides.items()])
     demo.prepare(config)
