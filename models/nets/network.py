@@ -36,9 +36,8 @@ class NetworkConfig(Strict):
     behaviour: BehaviourConfig = BehaviourConfig()
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> "NetworkConfig":
-        if self.width % self.behaviour.heads:
-            raise ValueError(f"width {self.width} is no multiple of {self.behaviour.heads} heads")
+    def _width_suits_the_encoder(self) -> "NetworkConfig":
+        self.behaviour.check(self.width)
         return self
 
 

@@ -17,10 +17,19 @@ EVENT_FIELDS = ("type_BS", "category_BS", "hour_BS", "weekday_BS", "event_BSX")
 WIDTH, MAX_EVENTS = 16, 12
 
 
-@pytest.fixture
-def tower() -> BehaviourTower:
+@pytest.fixture(
+    params=[
+        {},
+        {"amounts": "piecewise"},
+        {"encoder": "cnn"},
+        {"encoder": "gru"},
+        {"encoder": "lstm", "layers": 1},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())) or "default",
+)
+def tower(request: pytest.FixtureRequest) -> BehaviourTower:
     torch.manual_seed(2)
-    config = BehaviourConfig(layers=2, heads=2)
+    config = BehaviourConfig.model_validate({"heads": 2, **request.param})
     return BehaviourTower(config, WIDTH, 0.0, types=6, categories=5, max_events=MAX_EVENTS).eval()
 
 
@@ -135,7 +144,9 @@ def test_an_empty_batch(
     assert vectors(tower, take(batch, [])).shape == (0, WIDTH)
 
 
-@pytest.mark.parametrize("bad", [{"layers": 0}, {"heads": 0}, {"kind": "gru"}])
+@pytest.mark.parametrize(
+    "bad", [{"layers": 0}, {"heads": 0}, {"encoder": "rnn"}, {"amounts": "log"}, {"kind": "gru"}]
+)
 def test_impossible_shapes_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         BehaviourConfig.model_validate(bad)
