@@ -16,7 +16,7 @@ from models.data.features import FeatureConfig, tabular_columns
 from models.data.stats import Stats
 from models.data.strict import Strict
 from models.data.tasks import Task
-from models.nets.fusion import MODALITIES, AttentionFusion
+from models.nets.fusion import MODALITIES, FusionConfig, ModalityDropout, fusion_of
 from models.nets.heads import Alone, Heads
 from models.nets.sequence import BehaviourConfig, BehaviourTower
 from models.nets.social import SocialTower
@@ -28,12 +28,18 @@ if TYPE_CHECKING:
 
 
 class NetworkConfig(Strict):
-    """The shape of the network. `width` is its one main dial."""
+    """The shape of the network. `width` is its one main dial.
+
+    `modality_dropout`: the chance of each modality of a row to be withheld in a training step, so
+    that the others learn to do without it.
+    """
 
     width: int = Field(default=64, ge=8)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    modality_dropout: float = Field(default=0.0, ge=0, lt=1)
     text: TextConfig = TextConfig()
     behaviour: BehaviourConfig = BehaviourConfig()
+    fusion: FusionConfig = FusionConfig()
 
     @model_validator(mode="after")
     def _width_suits_the_encoder(self) -> "NetworkConfig":
@@ -45,12 +51,13 @@ class NetworkConfig(Strict):
 class Outputs:
     """`tasks`: name → [B] logit or [B, 3] amount parameters; `weight_BM`: of the modalities.
 
-    `alone_BMJ`, in training: each modality's own logits of the J binary tasks.
+    `alone`, in training: each modality's own logits [B, M, J] of the J binary tasks, and which
+    modalities are there [B, M], withheld or not.
     """
 
     tasks: dict[str, Tensor]
     weight_BM: Tensor
-    alone_BMJ: Tensor | None = None
+    alone: tuple[Tensor, Tensor] | None = None
 
 
 class Network(nn.Module):
@@ -81,7 +88,8 @@ class Network(nn.Module):
         self.tabular = TabularTower(len(tabular_columns(words)), levels, width, dropout)
         # with no edges at all the modality is masked for everyone, and has no tower
         self.social = SocialTower(len(stats.social), width, dropout) if stats.social else None
-        self.fusion = AttentionFusion(width)
+        self.withhold = ModalityDropout(config.modality_dropout)
+        self.fusion = fusion_of(config.fusion, width)
         self.heads = Heads(tasks, stats.targets, width)
         self.alone = Alone(tasks, stats.targets, len(MODALITIES), width)
 
@@ -107,15 +115,14 @@ class Network(nn.Module):
     def forward(self, batch: Batch) -> Outputs:
         """Outputs of every task for the batch."""
         vectors_BMD, known_BM = self.towers(batch, self.text.encode(batch.texts))
-        outputs = self.fuse(vectors_BMD, known_BM)
+        outputs = self.fuse(vectors_BMD, self.withhold(known_BM))
         if not self.training:
             return outputs
-        return replace(outputs, alone_BMJ=self.alone(vectors_BMD))
+        return replace(outputs, alone=(self.alone(vectors_BMD), known_BM))
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sums and counts [2, K] of the tasks' losses, and the loss of the modalities alone."""
         sums = self.heads.loss(outputs.tasks, batch.labels_BK)
-        if outputs.alone_BMJ is None:
+        if outputs.alone is None:
             return sums, sums.new_zeros(())
-        known_BM = outputs.weight_BM > 0
-        return sums, self.alone.loss(outputs.alone_BMJ, known_BM, batch.labels_BK)
+        return sums, self.alone.loss(*outputs.alone, batch.labels_BK)
