@@ -20,7 +20,7 @@ from models.nets.fusion import MODALITIES, FusionConfig, ModalityDropout, fusion
 from models.nets.heads import Alone, Heads
 from models.nets.sequence import BehaviourConfig, BehaviourTower
 from models.nets.social import SocialTower
-from models.nets.tabular import TabularTower
+from models.nets.tabular import TabularConfig, TabularTower
 from models.nets.text import TextConfig, TextTower, freeze
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class NetworkConfig(Strict):
     modality_dropout: float = Field(default=0.0, ge=0, lt=1)
     text: TextConfig = TextConfig()
     behaviour: BehaviourConfig = BehaviourConfig()
+    tabular: TabularConfig = TabularConfig()
     fusion: FusionConfig = FusionConfig()
 
     @model_validator(mode="after")
@@ -85,7 +86,8 @@ class Network(nn.Module):
             features.max_events,
         )
         levels = [len(words.levels.get(c, ())) for c in words.categorical]
-        self.tabular = TabularTower(len(tabular_columns(words)), levels, width, dropout)
+        columns = len(tabular_columns(words))
+        self.tabular = TabularTower(config.tabular, columns, levels, width, dropout)
         # with no edges at all the modality is masked for everyone, and has no tower
         self.social = SocialTower(len(stats.social), width, dropout) if stats.social else None
         self.withhold = ModalityDropout(config.modality_dropout)

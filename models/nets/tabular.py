@@ -4,11 +4,25 @@ Shapes: B rows, F tabular, C categorical, D width.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.data.batch import Batch
+from models.data.strict import Strict
+from models.nets.cross import CrossNetwork
+from models.nets.piecewise import PiecewiseLinear
+
+BINS = 8  # of a column
+
+
+class TabularConfig(Strict):
+    """How numbers enter the tower, and how many cross layers it has beside its other paths."""
+
+    numbers: Literal["linear", "piecewise"] = "linear"
+    cross_layers: int = Field(default=0, ge=0)
 
 
 def mlp(inputs: int, width: int, dropout: float) -> nn.Sequential:
@@ -24,17 +38,36 @@ def mlp(inputs: int, width: int, dropout: float) -> nn.Sequential:
 class TabularTower(nn.Module):
     """Scores of the columns, flags of what is missing, and embedded categories."""
 
-    def __init__(self, columns: int, levels: Sequence[int], width: int, dropout: float) -> None:
+    def __init__(
+        self,
+        config: TabularConfig,
+        columns: int,
+        levels: Sequence[int],
+        width: int,
+        dropout: float,
+    ) -> None:
         super().__init__()
         self.levels = nn.ModuleList(nn.Embedding(n + 1, 8) for n in levels)
-        inputs = 2 * columns + 8 * len(levels)
+        self.bins = PiecewiseLinear(BINS) if config.numbers == "piecewise" else None
+        inputs = (1 + (BINS if self.bins else 1)) * columns + 8 * len(levels)
         self.deep = mlp(inputs, width, dropout)
         self.wide = nn.Linear(inputs, width)
+        self.cross = None
+        if config.cross_layers:
+            self.cross = nn.Sequential(
+                CrossNetwork(inputs, width, config.cross_layers),
+                nn.Dropout(dropout),
+                nn.Linear(inputs, width),
+            )
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, D], and [B] bool: always known."""
-        parts = [batch.tabular_BF, batch.missing_BF]
+        scores = batch.tabular_BF if self.bins is None else self.bins(batch.tabular_BF).flatten(1)
+        parts = [scores, batch.missing_BF]
         parts += [e(batch.categorical_BC[:, k]) for k, e in enumerate(self.levels)]
         inputs = torch.cat(parts, 1)
+        vectors_BD = self.wide(inputs) + self.deep(inputs)
+        if self.cross is not None:
+            vectors_BD = vectors_BD + self.cross(inputs)
         known_B = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
-        return self.wide(inputs) + self.deep(inputs), known_B
+        return vectors_BD, known_B
