@@ -174,7 +174,8 @@ class Loop:
         with self.autocast():
             outputs = self.model(batch)
         sums, alone = self.network.loss(outputs, batch)
-        loss = self._mix(sums) + self.config.alone_weight * alone
+        objective = self.network.heads.objective(outputs.tasks, batch.labels_BK)
+        loss = objective + self.config.alone_weight * alone
         if not torch.isfinite(loss):
             raise UserError(f"{where}: the loss is {loss.item()}; {ADVICE}")
         loss.backward()

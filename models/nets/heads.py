@@ -7,22 +7,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.data.schema import UserError
 from models.data.stats import Target, logit
 from models.data.tasks import Task
+from models.nets.losses import BinaryLoss, LossConfig, TaskUncertainty, binary_loss
+
+PLAIN = BinaryLoss()
+
+
+def check_losses(losses: LossConfig, tasks: Mapping[str, Task]) -> None:
+    """Raise UserError for a loss of what is no binary task."""
+    binary = [name for name, task in tasks.items() if task.kind == "binary"]
+    for name in losses.binary:
+        if name not in binary:
+            known = ", ".join(binary) or "none"
+            raise UserError(f"network.loss.binary: no binary task {name!r}; there is {known}")
 
 
 class Heads(nn.Module):
     """One head a task: a logit, or the three parameters of a zero-inflated log-normal.
 
-    A head starts at its task's base rate, so the first steps are not spent on finding it.
+    A head starts at its task's base rate, so the first steps are not spent on finding it. Raises
+    UserError when a loss is given for what is no binary task.
     """
 
     def __init__(
-        self, tasks: Mapping[str, Task], targets: Mapping[str, Target], width: int
+        self,
+        tasks: Mapping[str, Task],
+        targets: Mapping[str, Target],
+        width: int,
+        losses: LossConfig,
     ) -> None:
         super().__init__()
+        check_losses(losses, tasks)
         self.tasks = dict(tasks)
         self.targets = dict(targets)
+        self.losses = losses
+        learned = losses.task_weights == "learned"
+        self.uncertainty = TaskUncertainty(len(tasks)) if learned else None
         self.heads = nn.ModuleDict()
         for name, task in tasks.items():
             out = nn.Linear(width, 1 if task.kind == "binary" else 3)
@@ -41,18 +63,38 @@ class Heads(nn.Module):
         return {n: o.squeeze(-1) if o.shape[-1] == 1 else o for n, o in outputs.items()}
 
     def loss(self, outputs: Mapping[str, Tensor], labels_BK: Tensor) -> Tensor:
-        """[K] sums and [K] counts stacked as [2, K]: losses over the rows with a known label."""
+        """[K] sums and [K] counts stacked as [2, K]: losses over the rows with a known label.
+
+        Plain negative log-likelihoods, whatever training minimises.
+        """
+        return self._sums(outputs, labels_BK, {})
+
+    def objective(self, outputs: Mapping[str, Tensor], labels_BK: Tensor) -> Tensor:
+        """What training minimises: the tasks' mean losses, as configured, in their weighted sum."""
+        sums_K, counts_K = self._sums(outputs, labels_BK, self.losses.binary)
+        mean_K = sums_K / counts_K.clamp(min=1)
+        if self.uncertainty is not None:
+            mean_K = self.uncertainty(mean_K, counts_K > 0)
+        weight_K = mean_K.new_tensor([task.weight for task in self.tasks.values()])
+        objective: Tensor = (mean_K * weight_K).sum()
+        return objective
+
+    def _sums(
+        self,
+        outputs: Mapping[str, Tensor],
+        labels_BK: Tensor,
+        losses: Mapping[str, BinaryLoss],
+    ) -> Tensor:
         sums, counts = [], []
         for k, (name, task) in enumerate(self.tasks.items()):
             y_B = labels_BK[:, k]
             known_B = torch.isfinite(y_B)
             y_B = torch.where(known_B, y_B, torch.zeros_like(y_B))
+            target = self.targets[name]
             if task.kind == "binary":
-                loss_B = functional.binary_cross_entropy_with_logits(
-                    outputs[name], y_B, reduction="none"
-                )
+                loss_B = binary_loss(outputs[name], y_B, losses.get(name, PLAIN), target.rate)
             else:
-                loss_B = zero_inflated_log_normal(outputs[name], y_B, self.targets[name])
+                loss_B = zero_inflated_log_normal(outputs[name], y_B, target)
             sums.append((loss_B * known_B).sum())
             counts.append(known_B.sum().to(loss_B.dtype))
         return torch.stack([torch.stack(sums), torch.stack(counts)])

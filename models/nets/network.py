@@ -18,6 +18,7 @@ from models.data.strict import Strict
 from models.data.tasks import Task
 from models.nets.fusion import MODALITIES, FusionConfig, ModalityDropout, fusion_of
 from models.nets.heads import Alone, Heads
+from models.nets.losses import LossConfig
 from models.nets.sequence import BehaviourConfig, BehaviourTower
 from models.nets.social import SocialTower
 from models.nets.tabular import TabularConfig, TabularTower
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class NetworkConfig(Strict):
-    """The shape of the network. `width` is its one main dial.
+    """The shape of the network and what it is trained for. `width` is its one main dial.
 
     `modality_dropout`: the chance of each modality of a row to be withheld in a training step, so
     that the others learn to do without it.
@@ -41,6 +42,7 @@ class NetworkConfig(Strict):
     behaviour: BehaviourConfig = BehaviourConfig()
     tabular: TabularConfig = TabularConfig()
     fusion: FusionConfig = FusionConfig()
+    loss: LossConfig = LossConfig()
 
     @model_validator(mode="after")
     def _width_suits_the_encoder(self) -> "NetworkConfig":
@@ -92,7 +94,7 @@ class Network(nn.Module):
         self.social = SocialTower(len(stats.social), width, dropout) if stats.social else None
         self.withhold = ModalityDropout(config.modality_dropout)
         self.fusion = fusion_of(config.fusion, width)
-        self.heads = Heads(tasks, stats.targets, width)
+        self.heads = Heads(tasks, stats.targets, width, config.loss)
         self.alone = Alone(tasks, stats.targets, len(MODALITIES), width)
 
     def towers(self, batch: Batch, encoded_UE: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from scipy.special import expit
 from scipy.stats import bernoulli, lognorm
 from torch import Tensor
 
+from models.data.schema import UserError
 from models.data.stats import Target, logit
 from models.data.tasks import Task
 from models.nets.heads import (
@@ -21,17 +22,19 @@ from models.nets.heads import (
     spread,
     zero_inflated_log_normal,
 )
+from models.nets.losses import BinaryLoss, LossConfig, binary_loss
 
 NAN = float("nan")
 TARGET = Target(rate=0.3, log_mean=3.5, log_std=0.8)
 PARAMETERS = st.tuples(st.floats(-6, 6), st.floats(-2, 2), st.floats(-3, 2))
 TASKS = {"default": Task(kind="binary"), "spend": Task(kind="amount")}
+PLAIN = LossConfig()
 TARGETS = {"default": Target(rate=0.07), "spend": TARGET}
 
 
-def heads(width: int = 16) -> Heads:
+def heads(width: int = 16, losses: LossConfig = PLAIN) -> Heads:
     torch.manual_seed(0)
-    return Heads(TASKS, TARGETS, width)
+    return Heads(TASKS, TARGETS, width, losses)
 
 
 def in_scipys_terms(raw: Tensor) -> tuple[float, float, float]:
@@ -103,7 +106,7 @@ def test_an_untrained_head_answers_with_the_base_rate() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 1e-9, 1 - 1e-9, 1.0])
 def test_a_base_rate_at_the_edge_still_starts_finite(rate: float) -> None:
-    made = Heads({"spend": TASKS["spend"]}, {"spend": Target(rate=rate)}, 8)
+    made = Heads({"spend": TASKS["spend"]}, {"spend": Target(rate=rate)}, 8, PLAIN)
     assert torch.isfinite(made(torch.zeros(1, 8))["spend"]).all()
 
 
@@ -149,6 +152,51 @@ def test_losses_of_the_parts_add_up() -> None:
         for s in (slice(0, 3), slice(3, 4))
     ]
     assert torch.allclose(whole, sum(parts, torch.zeros(2, 2)))
+
+
+LABELS = [[1.0, 0.0], [NAN, 3.0], [0.0, 80.0], [1.0, NAN]]
+FOCAL = BinaryLoss(focal=2.0, positive_weight="balanced")
+
+
+def test_by_default_the_objective_is_the_weighted_sum_of_the_mean_losses() -> None:
+    outputs, labels_BK = labelled(LABELS)
+    made = heads()
+    made.tasks["spend"] = Task(kind="amount", weight=0.25)
+    (default, spend), (defaults, spends) = made.loss(outputs, labels_BK).tolist()
+    expected = default / defaults + 0.25 * spend / spends
+    assert made.objective(outputs, labels_BK).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_configured_loss_is_minimised_and_never_reported() -> None:
+    outputs, labels_BK = labelled(LABELS)
+    plain, focal = heads(), heads(losses=LossConfig(binary={"default": FOCAL}))
+    assert torch.equal(plain.loss(outputs, labels_BK), focal.loss(outputs, labels_BK))
+    y_B, rows = torch.tensor([1.0, 0.0, 1.0]), [0, 2, 3]
+    expected = binary_loss(outputs["default"][rows], y_B, FOCAL, 0.07).mean()
+    spend = plain.loss(outputs, labels_BK)[0, 1] / 3
+    objective = focal.objective(outputs, labels_BK)
+    assert objective.item() == pytest.approx((expected + spend).item(), rel=1e-6)
+
+
+def test_learned_task_weights_start_as_the_fixed_ones_and_have_gradients() -> None:
+    outputs, labels_BK = labelled(LABELS)
+    fixed, learned = heads(), heads(losses=LossConfig(task_weights="learned"))
+    assert torch.equal(fixed.objective(outputs, labels_BK), learned.objective(outputs, labels_BK))
+    nothing = learned.objective(outputs, labels_BK * NAN)
+    assert nothing.item() == 0
+    nothing.backward()
+    assert learned.uncertainty is not None and learned.uncertainty.raw_K.grad is not None
+    assert learned.uncertainty.raw_K.grad.tolist() == [0, 0]
+    learned.objective(outputs, labels_BK).backward()
+    assert (learned.uncertainty.raw_K.grad != 0).all()
+
+
+@pytest.mark.parametrize("name", ["spend", "fraud"])
+def test_a_loss_of_what_is_no_binary_task_is_refused(name: str) -> None:
+    with pytest.raises(UserError) as refused:
+        heads(losses=LossConfig(binary={name: FOCAL}))
+    said = f"network.loss.binary: no binary task {name!r}; there is default"
+    assert str(refused.value) == said
 
 
 def test_a_net_refund_counts_as_no_purchase() -> None:
