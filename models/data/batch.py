@@ -3,6 +3,7 @@
 Shapes: B rows, F tabular, C categorical, G social, S events, T texts, U distinct texts, L tokens.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
@@ -16,8 +17,10 @@ from torch import Tensor
 from models.data.features import Features
 from models.data.stats import Scale, Stats
 
-CHUNK = 32  # texts encoded together; sorted by length, so that padding is little
-LENGTH_STEP = 4  # token lengths are padded to a multiple: few shapes, reproducible encodings
+# Texts encoded together have like lengths: a chunk's shortest has this share of the tokens of its
+# longest, so that padding is less than half of the rest, about
+EVENNESS = 0.85
+CHUNK_TOKENS = 4096  # of a chunk, at most, or one text; bounds memory
 
 
 class Tokenizer(Protocol):
@@ -59,13 +62,14 @@ class Texts:
 class Batch:
     """The inputs of the network for B users as of a time.
 
-    `tabular_BF` float32 with `missing_BF` 1.0 where nothing was known, `categorical_BC` int64,
-    `social_BG` float32 with `tied_B` bool, `type_BS`, `category_BS`, `hour_BS`, `weekday_BS`
-    int64 with 0 for padding on the right, `event_BSX` float32 (amount, gap, age scaled),
-    `text_BT` int64 index into the distinct texts (−1: none), `text_age_BT` float32,
-    `labels_BK` float32 with NaN where unknown.
+    `user_B` int64, their keys, for messages only, `tabular_BF` float32 with `missing_BF` 1.0
+    where nothing was known, `categorical_BC` int64, `social_BG` float32 with `tied_B` bool,
+    `type_BS`, `category_BS`, `hour_BS`, `weekday_BS` int64 with 0 for padding on the right,
+    `event_BSX` float32 (amount, gap, age scaled), `text_BT` int64 index into the distinct texts
+    (−1: none), `text_age_BT` float32, `labels_BK` float32 with NaN where unknown.
     """
 
+    user_B: Tensor
     tabular_BF: Tensor
     missing_BF: Tensor
     categorical_BC: Tensor
@@ -141,6 +145,7 @@ def make_batch(
     index, texts = _texts(frame["texts"], tokenizer, max_tokens)
     y = frame.select(labels).cast(pl.Float32).to_numpy() if labels else np.zeros((frame.height, 0))
     return Batch(
+        user_B=_codes(frame["user_key"].to_numpy()),
         tabular_BF=_float(np.nan_to_num(tabular)),
         missing_BF=_float(missing),
         categorical_BC=_codes(
@@ -218,8 +223,8 @@ def make_texts(
     order = np.argsort([len(ids) for ids in encoded], kind="stable")
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
-    chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
-    pairs = [pad([encoded[i] for i in chunk]) for chunk in chunks]
+    ids = [encoded[i] for i in order]
+    pairs = [pad(ids[chunk]) for chunk in _chunks([len(one) for one in ids])]
     texts = Texts(
         tokens=tuple(tokens for tokens, _ in pairs),
         masks=tuple(mask for _, mask in pairs),
@@ -228,10 +233,21 @@ def make_texts(
     return texts, rank
 
 
+def _chunks(lengths: Sequence[int]) -> list[slice]:
+    """Rising lengths cut into runs of like ones."""
+    chunks, end = [], len(lengths)
+    while end > 0:
+        longest = lengths[end - 1]
+        most = max(1, CHUNK_TOKENS // longest)
+        start = max(bisect_left(lengths, EVENNESS * longest), end - most)
+        chunks.append(slice(start, end))
+        end = start
+    return chunks[::-1]
+
+
 def pad(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids and mask [U, L] int64, L the longest rounded up to `LENGTH_STEP`."""
-    longest = max(len(one) for one in ids)
-    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    """Token ids and mask [U, L] int64, L the longest."""
+    length = max(len(one) for one in ids)
     tokens = np.zeros((len(ids), length), dtype=np.int64)
     mask = np.zeros((len(ids), length), dtype=np.int64)
     for row, one in enumerate(ids):

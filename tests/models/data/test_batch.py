@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.data.batch import CHUNK, LENGTH_STEP, Batch, Texts, make_batch, make_texts, pad
+from models.data.batch import CHUNK_TOKENS, EVENNESS, Batch, Texts, make_batch, make_texts, pad
 from models.data.features import FeatureConfig, Features, features
 from models.data.graph import social_columns
 from models.data.history import History, view
@@ -151,7 +151,7 @@ def test_each_text_is_encoded_once(known: Features, stats: Stats) -> None:
     assert batch.text_BT.tolist() == [[0, 1], [0, -1], [-1, -1]]
     ages = [[math.log1p(3) / 4, math.log1p(2) / 4], [math.log1p(1) / 4, 0], [0, 0]]
     assert batch.text_age_BT.flatten().tolist() == pytest.approx(list(chain(*ages)))
-    assert batch.texts.masks[0].sum(1).tolist() == [6, 8]
+    assert [n for mask in batch.texts.masks for n in mask.sum(1).tolist()] == [6, 8]
 
 
 @pytest.mark.parametrize("users", [0, 1, 2])
@@ -208,17 +208,25 @@ def padding_share(texts: Texts) -> float:
     return 1 - sum(int(m.sum()) for m in texts.masks) / sum(m.numel() for m in texts.masks)
 
 
-def test_sorted_chunks_have_little_padding() -> None:
-    tokenizer, strings = load_tokenizer("minilm"), many_texts(30 * CHUNK)
+@pytest.mark.parametrize("count", [60, 1000])
+def test_chunks_of_like_lengths_have_little_padding(count: int) -> None:
+    tokenizer, strings = load_tokenizer("minilm"), many_texts(count)
     texts, rank = make_texts(strings, tokenizer, 64)
-    assert [len(tokens) for tokens in texts.tokens] == [CHUNK] * 30
     assert [texts.strings[i] for i in rank] == strings
+    for tokens, mask in zip(texts.tokens, texts.masks, strict=True):
+        lengths = mask.sum(1)
+        assert EVENNESS * tokens.shape[1] <= lengths.min() <= lengths.max() == tokens.shape[1]
+        assert tokens.numel() <= CHUNK_TOKENS
+    assert padding_share(texts) < 0.1
     encoded = tokenizer(strings, truncation=True, max_length=64)["input_ids"]
-    starts = range(0, len(strings), CHUNK)
-    unsorted = [pad(encoded[i : i + CHUNK])[1] for i in starts]
-    whole = Texts(tuple(unsorted), tuple(unsorted), tuple(strings))
-    assert padding_share(texts) < 0.2
-    assert padding_share(whole) > 0.5
+    mask = pad(encoded)[1]
+    assert padding_share(Texts((mask,), (mask,), tuple(strings))) > 0.5
+
+
+def test_a_chunk_has_a_text_however_long() -> None:
+    long = [f"{place} " + "word " * (CHUNK_TOKENS + 9) for place in range(2)]
+    texts, _ = make_texts(long, letters, 2 * CHUNK_TOKENS)
+    assert [len(tokens) for tokens in texts.tokens] == [1, 1]
 
 
 def test_tokens_are_the_tokenizers_and_the_mask_covers_them() -> None:
@@ -226,18 +234,15 @@ def test_tokens_are_the_tokenizers_and_the_mask_covers_them() -> None:
     strings = ["", "refund please", "the parcel never came and nobody answers " * 9]
     texts, rank = make_texts(strings, tokenizer, 20)
     expected = tokenizer(strings, truncation=True, max_length=20)["input_ids"]
-    tokens, mask = texts.tokens[0], texts.masks[0]
-    assert tokens.shape == mask.shape == (3, 20)
+    rows = [
+        row
+        for pair in zip(texts.tokens, texts.masks, strict=True)
+        for row in zip(*pair, strict=True)
+    ]
     for place, ids in zip(rank, expected, strict=True):
-        assert tokens[place].tolist() == ids + [0] * (20 - len(ids))
-        assert mask[place].tolist() == [1] * len(ids) + [0] * (20 - len(ids))
-
-
-@pytest.mark.parametrize(("longest", "length"), [(1, 4), (4, 4), (5, 8), (512, 512)])
-def test_lengths_are_rounded_up_to_a_step(longest: int, length: int) -> None:
-    tokens, mask = pad([[5], [6] * longest])
-    assert tokens.shape == (2, length) and length % LENGTH_STEP == 0
-    assert mask.sum().item() == 1 + longest
+        tokens, mask = (part.tolist() for part in rows[place])
+        assert tokens == ids + [0] * (len(tokens) - len(ids))
+        assert mask == [1] * len(ids) + [0] * (len(tokens) - len(ids))
 
 
 @pytest.mark.parametrize(
