@@ -28,8 +28,9 @@ from safetensors.torch import load_file, save_file
 from models.data.schema import UserError
 from models.data.tasks import Role
 from models.nets.fit import Epoch, Loop, unwrapped
+from models.nets.lora import merge_adapters
 from models.nets.network import Network
-from models.nets.text import load_encoder, load_tokenizer
+from models.nets.text import encoder_to_train, load_tokenizer
 from models.scoring import artifact
 from models.scoring.fit_calibration import calibrators_of
 from models.scoring.predict import Predictor
@@ -182,7 +183,7 @@ def _shard(role: Role, rows: int) -> Iterator[pl.DataFrame]:
 
 
 def _network(config: Config, snapshot: Snapshot) -> Network:
-    encoder = load_encoder(config.network.text.encoder)
+    encoder = encoder_to_train(config.network.text)
     return Network(config.network, config.features, snapshot.stats, config.tasks, encoder)
 
 
@@ -210,6 +211,8 @@ def _finish(config: Config, snapshot: Snapshot, weights: str, run: str) -> str:
     torch.set_num_threads(os.cpu_count() or 1)
     network = _network(config, snapshot)
     network.load_state_dict(load_file(Path(weights) / WEIGHTS))
+    if config.network.text.lora is not None:  # an artifact holds a plain encoder
+        merge_adapters(network.text.encoder)
     tokenizer = load_tokenizer(config.network.text.encoder)
     predictor = Predictor(network, snapshot.stats, tokenizer, config.features.max_tokens)
     rows = snapshot.read("calibrate")

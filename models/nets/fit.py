@@ -21,6 +21,7 @@ from models.data.schema import UserError
 from models.data.strict import Strict
 from models.nets.average import Average
 from models.nets.network import Network
+from models.nets.parameter_groups import parameter_groups
 
 Batches = Callable[[int], Iterable[Batch]]  # of an epoch
 RACE = (768, 768)  # a matrix product of about this size tells which precision is faster
@@ -41,6 +42,7 @@ class FitConfig(Strict):
     batch_rows: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     text_learning_rate: float = Field(default=1e-4, gt=0)
+    text_layer_decay: float = Field(default=1.0, gt=0, le=1)  # of that rate, a layer down
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of all steps
     alone_weight: float = Field(default=0.5, ge=0)  # of each modality's own loss
@@ -149,7 +151,8 @@ class Loop:
         self.stale = state["stale"]
 
     def _freeze(self, frozen: bool) -> None:
-        """Freeze or thaw the encoder, if it is not so already."""
+        """Freeze or thaw the encoder, if it is not so already and has something to thaw."""
+        frozen = frozen or not self.network.text.learns
         if self.model is not None and frozen == self.network.text.frozen:
             return
         self.model = None
@@ -232,19 +235,15 @@ def bf16_is_faster(device: torch.device) -> bool:
 
 
 def _groups(network: Network, config: FitConfig) -> list[dict[str, Any]]:
-    """Encoder and towers with their own rates; no decay of biases, norms and embeddings."""
-    groups: list[dict[str, Any]] = []
-    encoder = {id(p) for p in network.text.encoder.parameters()}
-    for is_encoder, rate in ((True, config.text_learning_rate), (False, config.learning_rate)):
-        own = [
-            p for p in network.parameters() if p.requires_grad and (id(p) in encoder) == is_encoder
-        ]
-        matrices, rest = [p for p in own if p.dim() > 1], [p for p in own if p.dim() < 2]
-        for parameters, decay in ((matrices, config.weight_decay), (rest, 0.0)):
-            if parameters:
-                own_rate = {"lr": rate, "weight_decay": decay, "encoder": is_encoder}
-                groups.append({"params": parameters, **own_rate})
-    return groups
+    """The network's groups, with the rates that are configured."""
+    return parameter_groups(
+        network,
+        network.text.encoder,
+        rate=config.learning_rate,
+        encoder_rate=config.text_learning_rate,
+        layer_decay=config.text_layer_decay,
+        weight_decay=config.weight_decay,
+    )
 
 
 def _rate(start: int, end: int, warmup: float, step: int) -> float:

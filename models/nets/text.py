@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from models.data.batch import Batch, Texts, Tokenizer
 from models.data.schema import UserError
 from models.data.strict import Strict
 from models.nets.encodings import Encodings
+from models.nets.lora import LoraConfig, add_adapters
 from models.nets.pooling import AttentionPool
 
 if TYPE_CHECKING:  # seconds to import, in every process of a job: only where it is used
@@ -28,11 +29,19 @@ MINILM = "minilm"  # sentence-transformers/all-MiniLM-L6-v2, as shipped by a PyP
 class TextConfig(Strict):
     """`encoder`: "minilm", a local folder, or a Hugging Face name of a BERT-family encoder.
 
-    The last `trainable_layers` layers are fine-tuned; all of them, and the embeddings, if None.
+    The last `trainable_layers` layers are fine-tuned, none (0: it stays as it came), or all and
+    the embeddings (None). With `lora`, low-rank adapters beside its weights are, instead.
     """
 
     encoder: str = MINILM
     trainable_layers: int | None = Field(default=None, ge=0)
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_learn(self) -> "TextConfig":
+        if self.lora is not None and self.trainable_layers is not None:
+            raise ValueError("trainable_layers and lora: expected one of them, not both")
+        return self
 
 
 def encoder_path(name: str) -> str:
@@ -55,21 +64,30 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def load_encoder(name: str) -> "PreTrainedModel":
-    """The encoder with its pretrained weights. Raises UserError when there is none."""
+    """The encoder with its pretrained weights, without dropout. Raises UserError for none."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return cast(
-        "PreTrainedModel",
-        _from_hub(
-            AutoModel,
-            encoder_path(name),
-            name,
-            dtype=torch.float32,  # weights stored in half precision are trained and scored in full
-        ),
+    encoder = _from_hub(
+        AutoModel,
+        encoder_path(name),
+        name,
+        dtype=torch.float32,  # weights stored in half precision are trained and scored in full
     )
+    for module in encoder.modules():  # the towers regularise themselves
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return cast("PreTrainedModel", encoder)
+
+
+def encoder_to_train(config: TextConfig) -> "PreTrainedModel":
+    """The encoder that training starts from, with adapters where they are asked for."""
+    encoder = load_encoder(config.encoder)
+    if config.lora is not None:
+        add_adapters(encoder, config.lora)
+    return encoder
 
 
 def empty_encoder(folder: Path) -> "PreTrainedModel":
@@ -89,10 +107,7 @@ def _from_hub(kind: Any, path: str, name: str, **options: Any) -> Any:
 
 
 def freeze(encoder: "PreTrainedModel", trainable_layers: int | None) -> None:
-    """Leave only the last layers trainable. Dropout off: the towers regularise themselves."""
-    for module in encoder.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    """Leave only the last layers trainable, of what is trainable."""
     pooler = getattr(encoder, "pooler", None)
     if pooler is not None:
         pooler.requires_grad_(False)
@@ -126,6 +141,11 @@ class TextTower(nn.Module):
         self.register_buffer("no_text", torch.full((1, 8), pad), persistent=False)
         self._trainable = [p for p in encoder.parameters() if p.requires_grad]
         self._kept: Encodings | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything in the encoder to train."""
+        return bool(self._trainable)
 
     @property
     def frozen(self) -> bool:

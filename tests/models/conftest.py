@@ -23,7 +23,7 @@ from models.data.tasks import Roles, Task
 from models.data.vocabulary import Vocabulary
 from models.nets.fit import FitConfig, Loop
 from models.nets.network import Network, NetworkConfig
-from models.nets.text import TextConfig, load_encoder, load_tokenizer
+from models.nets.text import TextConfig, encoder_to_train, load_tokenizer
 from models.scoring import artifact
 from models.scoring.fit_calibration import calibrators_of
 from models.scoring.policy import PolicyConfig
@@ -236,7 +236,7 @@ def make_network(
         seed: int = 3, *, with_stats: Stats = stats, config: NetworkConfig = network_config
     ) -> Network:
         torch.manual_seed(seed)
-        encoder = load_encoder(str(encoder_folder))
+        encoder = encoder_to_train(config.text)
         return Network(config, feature_config, with_stats, tasks, encoder)
 
     return make

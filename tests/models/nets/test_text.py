@@ -12,6 +12,8 @@ from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertMode
 
 from models.data.batch import Batch, Tokenizer, make_texts, pad
 from models.data.schema import UserError
+from models.nets.fit import FitConfig, Loop
+from models.nets.network import Network, NetworkConfig
 from models.nets.text import (
     TextTower,
     empty_encoder,
@@ -216,3 +218,21 @@ def test_minilm_knows_what_english_means() -> None:
         unit_UE = nn.functional.normalize(tower.encode(texts)[torch.from_numpy(rank)])
     assert unit_UE.shape == (3, 384)
     assert unit_UE[0] @ unit_UE[1] > unit_UE[0] @ unit_UE[2] + 0.2
+
+
+def test_an_encoder_at_rest_keeps_its_encodings(
+    make_network: Callable[..., Network], network_config: NetworkConfig, batch: Batch
+) -> None:
+    """With no layer to train it is as in frozen epochs: each text is encoded once."""
+    text = network_config.text.model_copy(update={"trainable_layers": 0})
+    network = make_network(config=network_config.model_copy(update={"text": text}))
+    assert not network.text.learns
+    before = {k: v.clone() for k, v in network.text.encoder.state_dict().items()}
+    loop = Loop(network, FitConfig(epochs=2, precision="fp32"), 1, torch.device("cpu"))
+    calls = []
+    hook = network.text.encoder.register_forward_hook(lambda *_: calls.append(1))
+    loop.run(lambda _: [batch], lambda _: [batch], lambda epoch, loop: None)
+    hook.remove()
+    assert len(calls) == len(batch.texts.tokens)
+    for name, value in network.text.encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
