@@ -41,6 +41,7 @@ from ray_jobs.loader import Loader
 from ray_jobs.progress import say, watched
 from ray_jobs.snapshot import Snapshot
 from ray_jobs.storage import short_digest
+from ray_jobs.unknown import unknown_tokens
 
 WEIGHTS = "network.safetensors"
 STATE = "loop.pt"
@@ -54,7 +55,7 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     A run that was cut off goes on after its last epoch. It is known by its `name`; by default,
     by all that determines it. Raises UserError.
     """
-    load_tokenizer(config.network.text.encoder)  # a wrong name is refused before ranks start
+    unknown = unknown_tokens(config, snapshot)  # a wrong encoder is refused before ranks start
     run = name or _identity(config, snapshot)
     with watched("train") as board:
         try:
@@ -65,7 +66,7 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     assert best is not None and result.checkpoint is not None
     with best.as_directory() as weights, result.checkpoint.as_directory() as last:
         history = json.loads((Path(last) / HISTORY).read_text(encoding="utf-8"))
-        path = Path(ray.get(_finish.remote(config, snapshot, weights, run)))
+        path = Path(ray.get(_finish.remote(config, snapshot, weights, run, unknown)))
     (Path(config.work) / "artifacts" / f"{path.name}.epochs.json").write_text(json.dumps(history))
     registry.register(lake, path, snapshot.versions, {"epochs": history})
     say(f"train: candidate {path.name}, the best of {len(history)} epochs")
@@ -206,7 +207,7 @@ def _report(epoch: Epoch, loop: Loop, history: list[dict[str, Any]], board: Any)
 
 
 @ray.remote(num_cpus=1)
-def _finish(config: Config, snapshot: Snapshot, weights: str, run: str) -> str:
+def _finish(config: Config, snapshot: Snapshot, weights: str, run: str, unknown: float) -> str:
     """Calibrate the best epoch's network and save the artifact; its path."""
     torch.set_num_threads(os.cpu_count() or 1)
     network = _network(config, snapshot)
@@ -232,6 +233,7 @@ def _finish(config: Config, snapshot: Snapshot, weights: str, run: str) -> str:
             "versions": json.dumps(snapshot.versions, sort_keys=True),
             "seed": str(config.seed),
             "run": run,
+            "unknown_tokens": f"{unknown:.4f}",  # of the fit role's texts
         },
     )
     return str(artifact.save(Path(config.work) / "artifacts", spec, network, tokenizer))

@@ -4,6 +4,7 @@ Shapes: B rows, T texts of a user, U distinct texts, L tokens, E width of the en
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,6 +62,16 @@ def load_tokenizer(name: str) -> Tokenizer:
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up where its files are missing
         raise UserError(f"network.text.encoder {name!r}: there is no tokenizer beside its weights")
     return cast(Tokenizer, tokenizer)
+
+
+def unknown_share(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> float:
+    """The share of the texts' tokens, as the network sees them, that stand for an unknown word."""
+    fast: Any = tokenizer
+    encoded = fast(list(texts), truncation=True, max_length=max_tokens, add_special_tokens=False)[
+        "input_ids"
+    ]
+    unknown: int = sum(ids.count(fast.unk_token_id) for ids in encoded)
+    return unknown / max(1, sum(len(ids) for ids in encoded))
 
 
 def load_encoder(name: str) -> "PreTrainedModel":

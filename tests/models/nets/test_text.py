@@ -21,6 +21,7 @@ from models.nets.text import (
     freeze,
     load_encoder,
     load_tokenizer,
+    unknown_share,
 )
 
 WIDTH = 16
@@ -218,6 +219,19 @@ def test_minilm_knows_what_english_means() -> None:
         unit_UE = nn.functional.normalize(tower.encode(texts)[torch.from_numpy(rank)])
     assert unit_UE.shape == (3, 384)
     assert unit_UE[0] @ unit_UE[1] > unit_UE[0] @ unit_UE[2] + 0.2
+
+
+def test_unknown_tokens_are_counted_within_what_is_read(tokenizer: Tokenizer) -> None:
+    assert unknown_share(tokenizer, ["money is short", "没有钱了"], 16) == 4 / 7
+    assert unknown_share(tokenizer, ["money is short 没有钱了"], 3) == 0
+    assert unknown_share(tokenizer, ["money"], 16) == 0
+    assert unknown_share(tokenizer, [], 16) == 0
+
+
+def test_an_english_tokenizer_does_not_know_chinese() -> None:
+    tokenizer = load_tokenizer("minilm")
+    assert unknown_share(tokenizer, ["退款一直没有到账，客服也不理人"], 32) > 0.3
+    assert unknown_share(tokenizer, ["The refund never came; nobody answers"], 32) == 0
 
 
 def test_an_encoder_at_rest_keeps_its_encodings(
