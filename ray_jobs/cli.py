@@ -11,6 +11,7 @@ VERBS = {
     "simulate": "make a marketplace with a known answer, as raw files",
     "ingest": "raw files → the lake's tables",
     "snapshot": "the lake as of many times → feature rows with labels",
+    "pretrain": "the lake's texts and events, without labels → encoders to start from",
     "train": "a snapshot → a candidate model",
     "evaluate": "the candidate on the test role, beside baselines → report.html",
     "promote": "make the candidate the champion (--approver)",

@@ -17,6 +17,8 @@ from models.data.strict import Strict
 from models.data.tasks import Roles, Split, Task
 from models.nets.fit import FitConfig
 from models.nets.network import NetworkConfig
+from models.nets.pretrain_events import EventPretraining
+from models.nets.pretrain_text import TextPretraining
 from models.scoring.policy import PolicyConfig
 from models.scoring.scorecard import ScorecardConfig
 from ray_jobs.market.world import SimulateConfig
@@ -41,6 +43,13 @@ class TrainConfig(Strict):
     max_failures: int = Field(default=2, ge=0)
     select_rows: int = Field(default=4000, ge=1)  # of the select role, scored after each epoch
     loop: FitConfig = FitConfig()
+
+
+class PretrainConfig(Strict):
+    """What `pretrain` makes; a part that is null is left out."""
+
+    text: TextPretraining | None = TextPretraining()
+    behaviour: EventPretraining | None = EventPretraining()
 
 
 class BackfillConfig(Strict):
@@ -88,6 +97,7 @@ class Config(Strict):
     split: Split
     features: FeatureConfig = FeatureConfig()
     network: NetworkConfig = NetworkConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     train: TrainConfig = TrainConfig()
     scorecard: ScorecardConfig = ScorecardConfig()
     policy: PolicyConfig = PolicyConfig()

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from models.data.schema import UserError
-from ray_jobs import backfill, compact, demo, erase, evaluate, registry, serve, snapshot, train
+from ray_jobs import (
+    backfill,
+    compact,
+    demo,
+    erase,
+    evaluate,
+    pretrain,
+    registry,
+    serve,
+    snapshot,
+    train,
+)
 from ray_jobs.cluster import connected
 from ray_jobs.config import Config, load
 from ray_jobs.ingest import ingest
@@ -29,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         "simulate": lambda: run_simulate(config),
         "ingest": lambda: run_ingest(config),
         "snapshot": lambda: snapshot.snapshot(config, tables(config)),
+        "pretrain": lambda: pretrain.pretrain(config, tables(config)),
         "train": lambda: run_train(config, arguments.name),
         "evaluate": lambda: run_evaluate(config),
         "promote": lambda: run_promote(config, arguments.model, arguments.approver),

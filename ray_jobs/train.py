@@ -30,6 +30,7 @@ from models.data.tasks import Role
 from models.nets.fit import Epoch, Loop, unwrapped
 from models.nets.lora import merge_adapters
 from models.nets.network import Network
+from models.nets.pretrain_events import TowerSpec, check_tower, load_tower
 from models.nets.text import encoder_to_train, load_tokenizer
 from models.scoring import artifact
 from models.scoring.fit_calibration import calibrators_of
@@ -56,6 +57,8 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     by all that determines it. Raises UserError.
     """
     unknown = unknown_tokens(config, snapshot)  # a wrong encoder is refused before ranks start
+    if config.network.behaviour.pretrained is not None:
+        check_tower(config.network.behaviour.pretrained, _tower(config, snapshot))
     run = name or _identity(config, snapshot)
     with watched("train") as board:
         try:
@@ -185,7 +188,16 @@ def _shard(role: Role, rows: int) -> Iterator[pl.DataFrame]:
 
 def _network(config: Config, snapshot: Snapshot) -> Network:
     encoder = encoder_to_train(config.network.text)
-    return Network(config.network, config.features, snapshot.stats, config.tasks, encoder)
+    network = Network(config.network, config.features, snapshot.stats, config.tasks, encoder)
+    if config.network.behaviour.pretrained is not None:
+        start = config.network.behaviour.pretrained
+        load_tower(start, network.behaviour, _tower(config, snapshot))
+    return network
+
+
+def _tower(config: Config, snapshot: Snapshot) -> TowerSpec:
+    """What a pretrained behaviour tower must fit to."""
+    return TowerSpec.of(config.network, config.features, snapshot.stats.vocabulary)
 
 
 def _report(epoch: Epoch, loop: Loop, history: list[dict[str, Any]], board: Any) -> None:

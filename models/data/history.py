@@ -89,7 +89,7 @@ class View:
 
 def build_baseline(events: pl.DataFrame, date: datetime, config: HistoryConfig) -> Baseline:
     """The baseline at `date` from canonical events, of which only those before it are used."""
-    return _cut(_known_by(distinct(events), date), date, config)
+    return _cut(known_by(distinct(events), date), date, config)
 
 
 def extend_baseline(
@@ -101,7 +101,7 @@ def extend_baseline(
     Equal to `build_baseline` over all events.
     """
     assert date >= baseline.date
-    known = _known_by(distinct(events), date)
+    known = known_by(distinct(events), date)
     new = known.filter(
         (pl.col("event_time") >= baseline.date) | (pl.col("available_at") > baseline.date)
     )
@@ -178,7 +178,8 @@ def no_events() -> pl.DataFrame:
     return empty(EVENTS).select(EVENT_COLUMNS)
 
 
-def _known_by(events: pl.DataFrame, date: datetime) -> pl.DataFrame:
+def known_by(events: pl.DataFrame, date: datetime) -> pl.DataFrame:
+    """The events before a date that were available by it."""
     return events.filter(pl.col("event_time") < date, pl.col("available_at") <= date)
 
 

@@ -18,12 +18,15 @@ EVENTS = 8.0  # of a kind among a user's last, about
 
 
 class BehaviourConfig(Strict):
-    """How events are embedded and encoded. `heads` are those of the Transformer's attention."""
+    """How events are embedded and encoded. `heads` are those of the Transformer's attention;
+    `pretrained` is a folder to start from.
+    """
 
     encoder: Literal["transformer", "cnn", "gru", "lstm"] = "transformer"
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)
     amounts: Amounts = "linear"
+    pretrained: str | None = None
 
     def check(self, width: int) -> None:
         """Raise ValueError where the encoder cannot have this width."""

