@@ -22,6 +22,7 @@ from models.nets.pretrain_text import TextPretraining
 from models.scoring.policy import PolicyConfig
 from models.scoring.scorecard import ScorecardConfig
 from ray_jobs.market.world import SimulateConfig
+from tuning.config import TuneConfig
 
 BUILT_IN = Path(__file__).parent / "configs"
 
@@ -99,6 +100,7 @@ class Config(Strict):
     network: NetworkConfig = NetworkConfig()
     pretrain: PretrainConfig = PretrainConfig()
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     scorecard: ScorecardConfig = ScorecardConfig()
     policy: PolicyConfig = PolicyConfig()
     backfill: BackfillConfig = BackfillConfig()

@@ -1,1 +1,1 @@
-"""What is searched when a network is tuned: the space, the search and the policy thresholds."""
+"""What is searched when a network is tuned: the space, the search, and which trials win."""

@@ -1,0 +1,289 @@
+"""What is searched: configuration paths, their ranges, and the points that these make up.
+
+A space is checked against the configuration that it searches: a parameter is the dotted path of
+one of its keys, and every end of a range is a value which that key takes.
+"""
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from itertools import product
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
+
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
+
+from models.data.schema import UserError
+from models.data.strict import Strict
+
+Value = bool | int | float | str | None
+Point = dict[str, Value]  # parameter → value
+C = TypeVar("C", bound=BaseModel)
+# What may be searched. The rest says what is learned and judged: trials would not compare.
+SEARCHED = ("network", "train.loop", "features")
+
+
+class _Parameter(Strict):
+    """`when`: other keys → the values of theirs with which this one has an effect."""
+
+    when: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
+
+
+class Range(_Parameter):
+    """From `low` to `high`, both included; whole numbers, in steps, where the key takes these."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"an empty range: low {self.low:g} is not below high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a range with log: true starts above 0, not at {self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("a range has a step or log: true, not both")
+        return self
+
+
+class Choice(_Parameter):
+    """One of several values."""
+
+    values: tuple[Value, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list(cls, given: Any) -> Any:
+        return {"values": given} if isinstance(given, list | tuple) else given
+
+
+def _kind(given: Any) -> str:
+    """Which of the two YAML means, so that a fault is told of that one."""
+    listed = isinstance(given, list | tuple | Choice)
+    return "values" if listed or (isinstance(given, dict) and "values" in given) else "range"
+
+
+Parameter = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choice, Tag("values")], Discriminator(_kind)
+]
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+
+SPACE: Mapping[str, Parameter] = MappingProxyType(
+    {
+        "network.width": Choice(values=(32, 64, 96, 128)),
+        "network.dropout": Range(low=0.0, high=0.5),
+        "network.behaviour.layers": Range(low=1, high=4),
+        "network.behaviour.heads": Choice(values=(2, 4, 8)),
+        "network.text.trainable_layers": Range(low=0, high=4),
+        "features.max_events": Choice(values=(32, 64, 128)),
+        "features.max_texts": Choice(values=(1, 3, 6)),
+        "train.loop.learning_rate": Range(low=3e-4, high=1e-2, log=True),
+        "train.loop.text_learning_rate": Range(
+            low=2e-5, high=5e-4, log=True, when={"network.text.trainable_layers": (1, 2, 3, 4)}
+        ),
+        "train.loop.frozen_epochs": Range(
+            low=0, high=3, when={"network.text.trainable_layers": (1, 2, 3, 4)}
+        ),
+        "train.loop.weight_decay": Range(low=1e-3, high=0.3, log=True),
+        "train.loop.alone_weight": Range(low=0.0, high=1.0),
+        "train.loop.batch_rows": Choice(values=(32, 64, 128)),
+    }
+)
+
+
+class Space:
+    """Checked parameters of a configuration, in the order in which they are drawn.
+
+    `given` are the parameters searched, None for the built-in range; without it, all built-in
+    ones. Raises UserError for an unknown parameter, and for a range that its key does not take.
+    """
+
+    def __init__(self, given: Mapping[str, Parameter | None] | None, config: BaseModel) -> None:
+        self.config = config
+        self.kinds = dict(_leaves(type(config)))
+        chosen = SPACE if given is None else {path: _known(path, p) for path, p in given.items()}
+        for path in chosen:
+            _check_path(path, self.kinds)
+        self.parameters = _ordered(chosen, self.kinds)
+        self._distributions = {path: self._distribution(path) for path in self.parameters}
+        for path in self.parameters:
+            self._check_ends(path)
+
+    def draw(self, suggest: typing.Callable[[str, Distribution], Value]) -> Point:
+        """A point: `suggest` is asked for each parameter that has an effect, in order."""
+        point: Point = {}
+        for path, distribution in self._distributions.items():
+            if self._has_effect(path, point):
+                point[path] = suggest(path, distribution)
+        return point
+
+    def defaults(self) -> Point:
+        """The configuration's own values, where they lie in the space."""
+        point: Point = {}
+        for path, distribution in self._distributions.items():
+            value = value_at(self.config, path)
+            if self._has_effect(path, point) and _contains(distribution, value):
+                point[path] = value
+        return point
+
+    def grid(self) -> list[Point]:
+        """Every possible point, once. Raises UserError for a range without steps."""
+        ends = [self._values(path) for path in self.parameters]
+        points: dict[tuple[tuple[str, Value], ...], Point] = {}
+        for values in product(*ends):
+            whole = dict(zip(self.parameters, values, strict=True))
+            point = self.draw(lambda path, _, whole=whole: whole[path])  # type: ignore[misc]
+            if self.impossible(point) is None:
+                points[tuple(point.items())] = point
+        return list(points.values())
+
+    def impossible(self, point: Point) -> str | None:
+        """Why the configuration refuses a point, if it does."""
+        try:
+            applied(self.config, point)
+        except ValidationError as error:
+            return _reason(error)
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """The parameters as plain values, to be kept beside what was searched."""
+        return {
+            path: parameter.model_dump(mode="json", exclude_defaults=True)
+            for path, parameter in self.parameters.items()
+        }
+
+    def _has_effect(self, path: str, point: Point) -> bool:
+        return all(
+            point.get(other, value_at(self.config, other)) in values
+            for other, values in self.parameters[path].when.items()
+        )
+
+    def _distribution(self, path: str) -> Distribution:
+        parameter, kinds = self.parameters[path], self.kinds[path]
+        if isinstance(parameter, Choice):
+            return CategoricalDistribution(parameter.values)
+        low, high, step = parameter.low, parameter.high, parameter.step
+        if float in kinds:
+            return FloatDistribution(low, high, log=parameter.log, step=step)
+        if int not in kinds:
+            raise UserError(f"tune.space.{path}: not a number; give a list of values")
+        if any(end is not None and end != int(end) for end in (low, high, step)):
+            raise UserError(f"tune.space.{path}: whole numbers were expected")
+        return IntDistribution(int(low), int(high), log=parameter.log, step=int(step or 1))
+
+    def _values(self, path: str) -> list[Value]:
+        """All values of a parameter, for a grid."""
+        distribution = self._distributions[path]
+        if isinstance(distribution, CategoricalDistribution):
+            return list(distribution.choices)
+        if isinstance(distribution, IntDistribution) and not distribution.log:
+            return list(range(distribution.low, distribution.high + 1, distribution.step))
+        step = distribution.step
+        if step is None or distribution.log:
+            raise UserError(f"tune.space.{path}: a grid needs a list of values, or a range's step")
+        count = round((distribution.high - distribution.low) / step) + 1
+        return [distribution.low + k * step for k in range(count)]
+
+    def _check_ends(self, path: str) -> None:
+        """Refuse a value that the key alone does not take."""
+        parameter, whole = self.parameters[path], float not in self.kinds[path]
+        if isinstance(parameter, Choice):
+            values = parameter.values
+        else:
+            ends = (parameter.low, parameter.high)
+            values = tuple(int(end) for end in ends) if whole else ends
+        needs: Point = {other: allowed[0] for other, allowed in parameter.when.items()}
+        for value in values:
+            try:
+                applied(self.config, needs | {path: value})
+            except ValidationError as error:
+                for fault in error.errors(include_url=False):
+                    if ".".join(map(str, fault["loc"])).startswith(path):
+                        raise UserError(f"tune.space.{path}: {value!r}: {fault['msg']}") from error
+
+
+def applied(config: C, point: Mapping[str, Value]) -> C:
+    """The configuration with a point's values. Raises pydantic's ValidationError."""
+    tree = config.model_dump(mode="json")
+    for path, value in point.items():
+        *parents, last = path.split(".")
+        node = tree
+        for parent in parents:
+            if node.get(parent) is None:  # an optional part that is switched on
+                node[parent] = {}
+            node = node[parent]
+        node[last] = value
+    return type(config).model_validate(tree)
+
+
+def value_at(config: BaseModel, path: str) -> Value:
+    """The value of a key; None inside an optional part that is switched off."""
+    node: Any = config
+    for part in path.split("."):
+        node = getattr(node, part, None)
+    return typing.cast(Value, node)
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Keys that may be searched, with the types of their values."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        if not any(f"{path}.".startswith(f"{s}.") or s.startswith(f"{path}.") for s in SEARCHED):
+            continue
+        kinds = typing.get_args(field.annotation) or (field.annotation,)
+        parts = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        for part in parts:
+            yield from _leaves(part, f"{path}.")
+        if not parts:
+            yield path, kinds
+
+
+def _known(path: str, parameter: Parameter | None) -> Parameter:
+    """The built-in range for None."""
+    if parameter is not None:
+        return parameter
+    if path not in SPACE:
+        raise UserError(f"tune.space.{path}: there is no built-in range; give one")
+    return SPACE[path]
+
+
+def _check_path(path: str, kinds: Mapping[str, Any]) -> None:
+    if path not in kinds:
+        near = difflib.get_close_matches(path, kinds, n=1, cutoff=0.0)[0]
+        raise UserError(f"tune.space: no parameter {path!r}; the nearest is {near!r}")
+
+
+def _ordered(chosen: Mapping[str, Parameter], kinds: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Parameters after those that they depend on, else as given."""
+    done: dict[str, Parameter] = {}
+    left = dict(chosen)
+    while left:
+        ready = [path for path, p in left.items() if not any(other in left for other in p.when)]
+        if not ready:
+            raise UserError(f"tune.space: {' and '.join(left)} depend on each other")
+        for path in ready:
+            for other in left[path].when:
+                _check_path(other, kinds)
+            done[path] = left.pop(path)
+    return done
+
+
+def _contains(distribution: Distribution, value: Value) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    if not isinstance(value, int | float):
+        return False
+    return bool(distribution.low <= value <= distribution.high)
+
+
+def _reason(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
