@@ -11,7 +11,7 @@ import optuna
 from models.data.schema import UserError
 from tuning.config import TuneConfig
 from tuning.policy import pareto, winner
-from tuning.search import Epochs, Job, ended, kept, loss_of, whole
+from tuning.search import Epochs, Job, ended, figure_of, kept, loss_of, whole
 from tuning.space import Point, Space
 
 CONFIRMED = "confirmed"  # of a study: trial → seed → loss, None where the training failed
@@ -46,14 +46,17 @@ class Confirmation:
         self.running[job.number, job.seeds[0]] = epochs
         return False
 
-    def end(self, job: Job, failed: str | None = None) -> None:
-        """Take down what a training came to."""
+    def end(self, job: Job, failed: str | None = None) -> str:
+        """Take down what a training came to; a line of it."""
         seed = job.seeds[0]
         epochs = self.running.pop((job.number, seed))
         loss = None if failed else loss_of(self.config.objectives[0], kept(epochs))
         known = confirmed(self.study)
         known.setdefault(job.number, {})[seed] = loss
         self.study.set_user_attr(CONFIRMED, known)
+        objective = self.config.objectives[0]
+        came_to = failed if loss is None else f"{objective} {figure_of(objective, loss):.4f}"
+        return f"trial {job.number} again, seed {seed}: {came_to}"
 
     def _left(self) -> list[Job]:
         known, seeds = confirmed(self.study), self.config.seeds
@@ -95,9 +98,7 @@ def chosen(study: optuna.Study, number: int | None) -> Point:
     if number is not None:
         if number not in trials:
             there = ", ".join(map(str, trials))
-            raise UserError(
-                f"the study {name!r}: no trial {number} trained to its end; {there} did"
-            )
+            raise UserError(f"the study {name!r}: trial {number} is none of those whole: {there}")
         return trials[number].params
     if len(study.directions) > 1:
         front = pareto({n: trial.values for n, trial in trials.items()})

@@ -18,6 +18,7 @@ from optuna.distributions import (
 )
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from models.data.schema import UserError
@@ -29,7 +30,7 @@ RUNS = "runs"  # of a trial: its trainings' epochs
 CONTINUES = "continues"  # of a trial: the first one of its point, which was interrupted
 REASON = "reason"  # why a trial has no value …
 IMPOSSIBLE, INTERRUPTED = "impossible", "interrupted"  # … when it does not count
-DRAWS = 200  # impossible points in a row after which the space is at fault
+DRAWS = 30  # impossible points in a row after which the space is at fault
 Epochs = list[dict[str, Any]]  # of a training: `Epoch.to_dict()`, and the objectives
 
 
@@ -61,7 +62,9 @@ class _Running:
     stopped: bool = False
 
 
-def open_study(storage: str, config: TuneConfig, identity: Mapping[str, Any]) -> optuna.Study:
+def open_study(
+    storage: str | BaseStorage, config: TuneConfig, identity: Mapping[str, Any]
+) -> optuna.Study:
     """The study of the configuration's name, made if it is not there.
 
     Raises UserError where a study of the same name searched something else.
@@ -85,7 +88,7 @@ def open_study(storage: str, config: TuneConfig, identity: Mapping[str, Any]) ->
     return study
 
 
-def load_study(storage: str, name: str) -> optuna.Study:
+def load_study(storage: str | BaseStorage, name: str) -> optuna.Study:
     """A study that is there. Raises UserError."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -98,6 +101,11 @@ def loss_of(objective: Objective, epoch: Mapping[str, Any]) -> float:
     """What is minimised, of an epoch's figures."""
     value = float(epoch[objective])
     return 1 - value if objective == "auc" else value
+
+
+def figure_of(objective: Objective, loss: float) -> float:
+    """The figure, of what is minimised."""
+    return 1 - loss if objective == "auc" else loss
 
 
 def kept(epochs: Epochs) -> dict[str, Any]:
@@ -167,16 +175,25 @@ class Search:
         state.stopped = self.config.halving.stops(step, last, state.curve, others)
         return state.stopped
 
-    def end(self, job: Job, failed: str | None = None) -> None:
-        """Close a trial that trained to its end, or was told to stop, or `failed`."""
+    def end(self, job: Job, failed: str | None = None) -> str:
+        """Close a trial that trained to its end, or was told to stop, or `failed`; a line of it."""
         state = self.running.pop(job.number)
         state.trial.set_user_attr(RUNS, [state.runs[k] for k in sorted(state.runs)])
         if failed is not None:
             self._close(state.trial, failed)
-        elif state.stopped:
+            return f"trial {job.number} failed: {failed}"
+        losses = self._losses([state.runs[k] for k in sorted(state.runs)])
+        if state.stopped:
             self.study.tell(state.trial, state=TrialState.PRUNED)
-        else:
-            self.study.tell(state.trial, self._losses(list(state.runs.values())))
+            step = max(state.curve)
+            epochs = f"{step} epoch{'s' if step > 1 else ''}"
+            return f"trial {job.number} stopped after {epochs}: {self._words(losses)}"
+        self.study.tell(state.trial, losses)
+        return f"trial {job.number}: {self._words(losses)}"
+
+    def _words(self, losses: Sequence[float]) -> str:
+        pairs = zip(self.config.objectives, losses, strict=True)
+        return ", ".join(f"{name} {figure_of(name, loss):.4f}" for name, loss in pairs)
 
     def _losses(self, runs: Sequence[Epochs]) -> list[float]:
         """Means over trainings, each of the epoch that it keeps."""

@@ -3,19 +3,27 @@
 import os
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from models.scoring.comparison import AmountTask, BinaryTask
 from models.scoring.evaluation import Evaluation
 from ray_jobs.report import plots, words
 
+FORMS = (
+    "number", "signed", "count", "percent", "amount", "span", "label", "metric", "objective",
+    "parameter", "value",
+)  # fmt: skip
+
 
 def write_report(evaluation: Evaluation, path: str | Path) -> Path:
     """Write the page to a local path in one step: a reader sees the old page or the new one."""
-    target = Path(path)
+    return write_page(render_report(evaluation), Path(path))
+
+
+def write_page(page: str, target: Path) -> Path:
+    """Write a page in one step."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    page = render_report(evaluation)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         draft.write_text(page, encoding="utf-8")
@@ -25,8 +33,8 @@ def write_report(evaluation: Evaluation, path: str | Path) -> Path:
     return target
 
 
-def render_report(evaluation: Evaluation) -> str:
-    """The page as text. Whatever comes from data or configuration is escaped."""
+def template(name: str) -> Template:
+    """A template of this folder. Whatever comes from data or configuration is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -34,10 +42,14 @@ def render_report(evaluation: Evaluation) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for form in ("number", "signed", "count", "percent", "amount", "span", "label", "metric"):
+    for form in FORMS:
         environment.filters[form] = getattr(words, form)
-    template = environment.get_template("report.html.j2")
-    return template.render(
+    return environment.get_template(name)
+
+
+def render_report(evaluation: Evaluation) -> str:
+    """The page as text."""
+    return template("report.html.j2").render(
         e=evaluation,
         binary={k: t for k, t in evaluation.tasks.items() if isinstance(t, BinaryTask)},
         amounts={k: t for k, t in evaluation.tasks.items() if isinstance(t, AmountTask)},

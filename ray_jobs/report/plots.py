@@ -119,7 +119,7 @@ def score_plot(scores: Histogram, key: str) -> Markup:
         axes.set_xlim(0, 100)
         axes.yaxis.set_major_formatter(PER_CENT)
         if shown:
-            _legend_above(axes, columns=3)
+            legend_above(axes, columns=3)
         middle = np.array(scores.edges[:-1]) + np.diff(scores.edges) / 2
         means = ", ".join(f"{n} {np.average(middle, weights=c):.0f}" for n, c, _, _ in shown)
         return to_svg(figure, key, f"Scores by outcome (yes, no, unknown). Mean score: {means}.")
@@ -140,7 +140,7 @@ def grade_plot(grades: Sequence[GradeRow], key: str) -> Markup:
         axes.yaxis.set_major_formatter(PER_CENT)
         axes.set_ylim(bottom=0)
         axes.grid(axis="x", visible=False)
-        _legend_above(axes)
+        legend_above(axes)
         alt = "Default rate by grade: " + ", ".join(
             f"{grades[k].grade} {percent(rate.value)}" for k, rate in known
         )
@@ -187,7 +187,7 @@ def training_plot(epochs: Sequence[Epoch], key: str) -> Markup:
         )
         axes.set(xlabel="epoch", ylabel="loss (weighted over tasks)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend_above(axes)
+        legend_above(axes)
         last = epochs[-1]
         alt = f"Loss over {len(epochs)} epochs; the last: fit {number(last.train_loss, 4)}, "
         return to_svg(figure, key, alt + f"select {number(last.select_loss, 4)}.")
@@ -211,7 +211,7 @@ def _curves(axes: Axes, curves: Sequence[tuple[str, Value, Curve]], corner: Corn
         axes.legend(loc=corner, handlelength=2.6)
 
 
-def _legend_above(axes: Axes, columns: int = 2) -> None:
+def legend_above(axes: Axes, columns: int = 2) -> None:
     """Where it hides nothing, whatever the data."""
     axes.legend(
         loc="lower left",
@@ -264,7 +264,7 @@ def _square_root(axes: Axes, bins: Sequence[Bin], label: Callable[[float], str])
         axis.set_ticks(_square_root_ticks(top))
         axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
     axes.set(xlim=(0, top), ylim=(0, top))
-    _legend_above(axes)
+    legend_above(axes)
 
 
 def _root(values: FloatArray) -> FloatArray:

@@ -59,9 +59,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float = HEIGHT) -> Figure:
-    """An empty figure, `height` in inches."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def new_figure(height: float = HEIGHT, width: float = WIDTH) -> Figure:
+    """An empty figure, sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure
 

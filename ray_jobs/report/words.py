@@ -4,6 +4,7 @@ from typing import Literal
 
 from models.scoring.bootstrap import MetricName
 from models.scoring.curves import Value
+from tuning.config import Objective
 
 Form = Literal["number", "signed", "percent", "amount"]
 NONE = "—"
@@ -18,6 +19,13 @@ METRICS: dict[MetricName, str] = {
     "mae": "MAE",
     "spearman": "Spearman",
     "calibration_ratio": "actual / expected",
+}
+
+OBJECTIVES: dict[Objective, str] = {
+    "log_loss": "log-loss",
+    "auc": "AUC",
+    "cost": "ms a scored user",
+    "fairness_gap": "fairness gap",
 }
 
 
@@ -65,6 +73,21 @@ def span(value: Value, form: Form = "number", digits: int = 3) -> str:
 def label(name: str) -> str:
     """A name of the program as words: text_behaviour → text behaviour."""
     return name.replace("_", " ")
+
+
+def objective(name: Objective) -> str:
+    """An objective of a search as it is written in print."""
+    return OBJECTIVES[name]
+
+
+def parameter(path: str) -> str:
+    """A searched key as words: network.text.trainable_layers → text trainable layers."""
+    return label(path.removeprefix("network.").removeprefix("train.loop.").replace(".", " "))
+
+
+def value(given: bool | int | float | str | None) -> str:
+    """A parameter's value: 0.00123, 64, cnn; a dash where it had no effect."""
+    return NONE if given is None else f"{given:.3g}" if isinstance(given, float) else str(given)
 
 
 def metric(name: MetricName) -> str:
