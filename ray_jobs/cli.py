@@ -13,6 +13,7 @@ VERBS = {
     "snapshot": "the lake as of many times → feature rows with labels",
     "pretrain": "the lake's texts and events, without labels → encoders to start from",
     "train": "a snapshot → a candidate model",
+    "tune": "search configurations, each trained as by train → tuning_report.html",
     "evaluate": "the candidate on the test role, beside baselines → report.html",
     "promote": "make the candidate the champion (--approver)",
     "backfill": "score everyone as of a date with the champion",
@@ -63,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--user-ids", metavar="FILE", dest="file", help="one id a line")
         if verb == "train":
             one.add_argument("--name", help="of the run; a run of the same name is resumed")
+            one.add_argument("--from-study", metavar="NAME", help="train what this study found")
+            one.add_argument(
+                "--trial", type=int, metavar="N", help="of the study (default: the one that won)"
+            )
+        if verb == "tune":
+            one.add_argument("--name", help="of the study; one of the same name goes on")
     return result
 
 

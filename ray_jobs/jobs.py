@@ -18,6 +18,7 @@ from ray_jobs import (
     serve,
     snapshot,
     train,
+    tune,
 )
 from ray_jobs.cluster import connected
 from ray_jobs.config import Config, load
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
         "ingest": lambda: run_ingest(config),
         "snapshot": lambda: snapshot.snapshot(config, tables(config)),
         "pretrain": lambda: pretrain.pretrain(config, tables(config)),
-        "train": lambda: run_train(config, arguments.name),
+        "train": lambda: run_train(config, arguments.name, arguments.from_study, arguments.trial),
+        "tune": lambda: tune.tune(tune.named(config, arguments.name), tables(config)),
         "evaluate": lambda: run_evaluate(config),
         "promote": lambda: run_promote(config, arguments.model, arguments.approver),
         "backfill": lambda: backfill.backfill(config, tables(config)),
@@ -84,8 +86,15 @@ def run_ingest(config: Config) -> None:
     console.print(account.table())
 
 
-def run_train(config: Config, name: str | None) -> Path:
-    """Train on the configuration's snapshot, made if it is not there."""
+def run_train(
+    config: Config, name: str | None, study: str | None = None, trial: int | None = None
+) -> Path:
+    """Train on the configuration's snapshot, made if it is not there; what a study found, if one
+    is named."""
+    if study is not None:
+        config = tune.from_study(tune.named(config, study), trial)
+    elif trial is not None:
+        raise UserError("--trial: of which study? --from-study NAME")
     where = tables(config)
     return train.train(config, where.lake, snapshot.snapshot(config, where), name)
 

@@ -111,7 +111,8 @@ class _Texts:
         assert asked is not None
         events = known_by(self.tables.events(bucket), _end(self.config))
         texts = events.select("text").drop_nulls().unique()
-        return _sample(texts, "text", asked.max_texts, self.config)
+        most = -(-asked.max_texts // len(self.tables.buckets))
+        return _sample(texts, "text", most, self.config.seed)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class _Users:
         assert asked is not None
         events = known_by(self.tables.events(bucket), end)
         counts = events.group_by("user_key").len().filter(pl.col("len") > 1)
-        users = _sample(counts, "user_key", asked.max_users, self.config)["user_key"]
+        most = -(-asked.max_users // len(self.tables.buckets))
+        users = _sample(counts, "user_key", most, self.config.seed)["user_key"]
         own = events.filter(pl.col("user_key").is_in(users.implode()))
         parts = rows_as_of(users, end).iter_slices(ROWS_TOGETHER)
         return pl.concat([self._sequences(own, number(part.drop("row"))) for part in parts])
@@ -141,10 +143,9 @@ class _Users:
         return frame.select("user_key", "^events_.*$").filter(pl.col("events_type").list.len() > 1)
 
 
-def _sample(rows: pl.DataFrame, key: str, most: int, config: Config) -> pl.DataFrame:
-    """A bucket's share of at most so many rows, drawn by a hash, in an order of its own."""
-    share = -(-most // config.buckets)
-    return rows.sort(pl.col(key).hash(config.seed)).head(share)
+def _sample(rows: pl.DataFrame, key: str, most: int, seed: int) -> pl.DataFrame:
+    """At most so many rows, drawn by a hash, in an order of its own."""
+    return rows.sort(pl.col(key).hash(seed)).head(most)
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class _Write:
 
     def __call__(self, bucket: int) -> int:
         rows = self.rows(bucket)
-        rows.write_parquet(self.folder / f"bucket-{bucket:04d}.parquet")
+        rows.write_parquet(self.folder / f"bucket-{bucket:06d}.parquet")
         return rows.height
 
 
@@ -164,7 +165,7 @@ def _made(
     config: Config,
     part: str,
     made_from: dict[str, Any],
-    rows: Callable[[int], pl.DataFrame],
+    rows: "_Texts | _Users",
     train: Train,
 ) -> Path:
     """The folder of a part, made and put in its place in one step if it is not there."""
@@ -178,7 +179,7 @@ def _made(
         for inner in (ROWS, MODEL):
             (staged / inner).mkdir(parents=True)
         write = _Write(rows, staged / ROWS)
-        count = sum(over(range(config.buckets), write, f"pretrain {part}"))
+        count = sum(over(rows.tables.buckets, write, f"pretrain {part}"))
         if count == 0:
             what = "text" if part == "text" else "user with two events"
             raise UserError(f"pretrain.{part}: there is no {what} before {made_from['until']}")

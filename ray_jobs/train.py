@@ -3,7 +3,9 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +25,27 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from models.data.schema import UserError
 from models.data.tasks import Role
-from models.nets.fit import Epoch, Loop, unwrapped
+from models.nets.fit import Loop, unwrapped
 from models.nets.lora import merge_adapters
-from models.nets.network import Network
-from models.nets.pretrain_events import TowerSpec, check_tower, load_tower
-from models.nets.text import encoder_to_train, load_tokenizer
+from models.nets.pretrain_events import check_tower
+from models.nets.text import load_tokenizer
 from models.scoring import artifact
 from models.scoring.fit_calibration import calibrators_of
 from models.scoring.predict import Predictor
 from ray_jobs import registry
 from ray_jobs.config import Config
 from ray_jobs.lake import Lake
-from ray_jobs.loader import Loader
 from ray_jobs.progress import say, watched
+from ray_jobs.rank import WEIGHTS, History, Rank, history_of, network_of, save, tower_of
 from ray_jobs.snapshot import Snapshot
 from ray_jobs.storage import short_digest
 from ray_jobs.unknown import unknown_tokens
 
-WEIGHTS = "network.safetensors"
-STATE = "loop.pt"
-HISTORY = "epochs.json"
+EPOCHS = "epochs"  # of a report: all so far
 STEPS_A_REPORT = 5
 
 
@@ -58,17 +57,17 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     """
     unknown = unknown_tokens(config, snapshot)  # a wrong encoder is refused before ranks start
     if config.network.behaviour.pretrained is not None:
-        check_tower(config.network.behaviour.pretrained, _tower(config, snapshot))
+        check_tower(config.network.behaviour.pretrained, tower_of(config, snapshot))
     run = name or _identity(config, snapshot)
     with watched("train") as board:
         try:
-            result = _trainer(config, snapshot, run, board).fit()
+            result = trainer(config, snapshot, Path(config.work) / "train", run, board).fit()
         except TrainingFailedError as error:
             raise _cause(error) from error
     best = result.get_best_checkpoint("select_loss", "min")
     assert best is not None and result.checkpoint is not None
     with best.as_directory() as weights, result.checkpoint.as_directory() as last:
-        history = json.loads((Path(last) / HISTORY).read_text(encoding="utf-8"))
+        history = history_of(Path(last))
         path = Path(ray.get(_finish.remote(config, snapshot, weights, run, unknown)))
     (Path(config.work) / "artifacts" / f"{path.name}.epochs.json").write_text(json.dumps(history))
     registry.register(lake, path, snapshot.versions, {"epochs": history})
@@ -82,7 +81,15 @@ def _identity(config: Config, snapshot: Snapshot) -> str:
     return f"{Path(snapshot.folder).name}-{short_digest(parts)}"
 
 
-def _trainer(config: Config, snapshot: Snapshot, run: str, board: Any) -> TorchTrainer:
+def trainer(
+    config: Config,
+    snapshot: Snapshot,
+    folder: Path,
+    run: str,
+    board: Any = None,
+    callbacks: Sequence[Any] = (),
+) -> TorchTrainer:
+    """A run of ranks, its checkpoints under `folder`; `fit` goes on with one of the same name."""
     gpu = config.train.gpu
     if gpu is None:
         gpu = ray.cluster_resources().get("GPU", 0) > 0
@@ -106,7 +113,8 @@ def _trainer(config: Config, snapshot: Snapshot, run: str, board: Any) -> TorchT
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name=run,
-            storage_path=str(Path(config.work).resolve() / "train"),
+            storage_path=str(folder.resolve()),
+            callbacks=list(callbacks),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=2,
@@ -143,38 +151,28 @@ def _cause(error: TrainingFailedError) -> Exception:
 
 
 def _rank(settings: dict[str, Any]) -> None:
-    """One rank: its shards, the network, the loop."""
+    """One rank: its shards, and the training."""
     config = Config.model_validate(settings["config"])
     snapshot = Snapshot.model_validate(settings["snapshot"])
-    context = ray.train.get_context()
-    torch.set_num_threads(settings["threads"])
-    torch.manual_seed(config.seed)  # the same on every rank: DDP starts from rank 0's weights
-    network = _network(config, snapshot)
-    checkpoint = ray.train.get_checkpoint()
-    history: list[dict[str, Any]] = []
-    state: dict[str, Any] | None = None
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            network.load_state_dict(load_file(Path(folder) / WEIGHTS))
-            state = torch.load(Path(folder) / STATE, weights_only=True)
-            history = json.loads((Path(folder) / HISTORY).read_text(encoding="utf-8"))
+    context, board = ray.train.get_context(), settings["board"]
+    first = context.get_world_rank() == 0
 
     def progress(step: int, steps: int) -> None:
-        if context.get_world_rank() == 0 and step % STEPS_A_REPORT == 0:
-            settings["board"].at.remote(step, steps)
+        if board is not None and first and step % STEPS_A_REPORT == 0:
+            board.at.remote(step, steps)
 
-    loader = Loader(config, snapshot, _shard, context.get_world_size(), progress)
-    wrap = prepare_model if context.get_world_size() > 1 else unwrapped
-    loop = Loop(network, config.train.loop, loader.steps, get_device(), wrap)
-    if state is not None:
-        loop.resume(state)
-    torch.manual_seed(config.seed + 1 + context.get_world_rank())  # dropout differs by rank
-
-    def done(epoch: Epoch, loop: Loop) -> None:
-        history.append(epoch.to_dict())
-        _report(epoch, loop, history, settings["board"])
-
-    loop.run(loader.fit, loader.select, done)
+    rank = Rank(
+        get_device(),
+        settings["threads"],
+        context.get_world_rank(),
+        context.get_world_size(),
+        prepare_model if context.get_world_size() > 1 else unwrapped,
+        progress,
+    )
+    checkpoint = ray.train.get_checkpoint()
+    with nullcontext() if checkpoint is None else checkpoint.as_directory() as folder:
+        start = None if folder is None else Path(folder)
+        rank.train(config, snapshot, _shard, start, partial(_report, board))
 
 
 def _shard(role: Role, rows: int) -> Iterator[pl.DataFrame]:
@@ -186,35 +184,20 @@ def _shard(role: Role, rows: int) -> Iterator[pl.DataFrame]:
         yield frame
 
 
-def _network(config: Config, snapshot: Snapshot) -> Network:
-    encoder = encoder_to_train(config.network.text)
-    network = Network(config.network, config.features, snapshot.stats, config.tasks, encoder)
-    if config.network.behaviour.pretrained is not None:
-        start = config.network.behaviour.pretrained
-        load_tower(start, network.behaviour, _tower(config, snapshot))
-    return network
-
-
-def _tower(config: Config, snapshot: Snapshot) -> TowerSpec:
-    """What a pretrained behaviour tower must fit to."""
-    return TowerSpec.of(config.network, config.features, snapshot.stats.vocabulary)
-
-
-def _report(epoch: Epoch, loop: Loop, history: list[dict[str, Any]], board: Any) -> None:
+def _report(board: Any, history: History, loop: Loop) -> None:
     """Every rank reports (it is a barrier); rank 0 with a checkpoint."""
-    metrics = epoch.to_dict()
+    epoch = history[-1]
+    metrics = epoch | {EPOCHS: history}
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report(metrics)
         return
-    board.line.remote(
-        f"epoch {epoch.epoch}: train loss {epoch.train_loss:.4f}, select loss "
-        f"{epoch.select_loss:.4f}, {epoch.rows_per_s:.0f} rows/s"
-    )
+    if board is not None:
+        board.line.remote(
+            f"epoch {epoch['epoch']}: train loss {epoch['train_loss']:.4f}, select loss "
+            f"{epoch['select_loss']:.4f}, {epoch['rows_per_s']:.0f} rows/s"
+        )
     with tempfile.TemporaryDirectory() as folder:
-        weights = {k: v.cpu().contiguous() for k, v in loop.network.state_dict().items()}
-        save_file(weights, Path(folder) / WEIGHTS)
-        torch.save(loop.state(), Path(folder) / STATE)
-        (Path(folder) / HISTORY).write_text(json.dumps(history), encoding="utf-8")
+        save(Path(folder), loop, history)
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
@@ -222,7 +205,7 @@ def _report(epoch: Epoch, loop: Loop, history: list[dict[str, Any]], board: Any)
 def _finish(config: Config, snapshot: Snapshot, weights: str, run: str, unknown: float) -> str:
     """Calibrate the best epoch's network and save the artifact; its path."""
     torch.set_num_threads(os.cpu_count() or 1)
-    network = _network(config, snapshot)
+    network = network_of(config, snapshot)
     network.load_state_dict(load_file(Path(weights) / WEIGHTS))
     if config.network.text.lora is not None:  # an artifact holds a plain encoder
         merge_adapters(network.text.encoder)
