@@ -21,6 +21,7 @@ from models.nets.pretrain_events import EventPretraining
 from models.nets.pretrain_text import TextPretraining
 from models.scoring.policy import PolicyConfig
 from models.scoring.scorecard import ScorecardConfig
+from models.scoring.stack import StackConfig
 from ray_jobs.market.world import SimulateConfig
 from tuning.config import TuneConfig
 
@@ -100,6 +101,7 @@ class Config(Strict):
     network: NetworkConfig = NetworkConfig()
     pretrain: PretrainConfig = PretrainConfig()
     train: TrainConfig = TrainConfig()
+    stack: StackConfig = StackConfig()
     tune: TuneConfig = TuneConfig()
     scorecard: ScorecardConfig = ScorecardConfig()
     policy: PolicyConfig = PolicyConfig()

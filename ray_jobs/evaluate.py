@@ -14,9 +14,10 @@ from models.data.keys import keys_of
 from models.data.schema import UserError
 from models.data.tasks import ROLES
 from models.scoring import artifact
-from models.scoring.baselines import Baselines, Columns, fit_baselines
+from models.scoring.baselines import Baselines, fit_baselines
 from models.scoring.evaluation import About, Evaluation
 from models.scoring.evaluation import evaluate as evaluation_of
+from models.scoring.expert import Columns
 from models.scoring.scorer import Scorer
 from ray_jobs import registry
 from ray_jobs.config import Config
@@ -38,7 +39,7 @@ def evaluate(config: Config, tables: Tables) -> Evaluation:
     model = registry.latest(tables.lake)
     spec = artifact.load_spec(Path(model.path))
     snapshot = load(Path(config.work) / "snapshots" / spec.trained_on["snapshot"])
-    baselines = _baselines.remote(config, snapshot)
+    baselines = _baselines.remote(config, snapshot, spec.stack is None)
     predictions = _predict(config, snapshot, model.path)
     test = snapshot.read("test").frame
     result = evaluation_of(
@@ -107,10 +108,10 @@ def _currency(config: Config) -> str:
 
 
 @ray.remote(num_cpus=1)
-def _baselines(config: Config, snapshot: Snapshot) -> Baselines:
+def _baselines(config: Config, snapshot: Snapshot, trees: bool) -> Baselines:
     columns = Columns(snapshot.tabular, snapshot.categorical, snapshot.social)
     frames = {role: snapshot.read(role).frame for role in ROLES}
-    return fit_baselines(frames, columns, config.tasks, seed=config.seed)
+    return fit_baselines(frames, columns, config.tasks, seed=config.seed, trees=trees)
 
 
 def _predict(config: Config, snapshot: Snapshot, model: str) -> pl.DataFrame:
@@ -135,7 +136,11 @@ class _ScoreFile:
 
     def __call__(self, file: str) -> Path:
         frame = pl.read_parquet(file)
-        scores = self.scorer.score_features(self.snapshot.features(frame), frame["proposed_amount"])
+        known = self.snapshot.features(frame)
+        scores = self.scorer.score_features(known, frame["proposed_amount"])
+        alone = self.scorer.alone(known)
+        if alone.width:
+            scores = scores.with_columns(alone=alone.to_struct())
         path = self.out / Path(file).name
         scores.write_parquet(path)
         return path

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -55,9 +56,9 @@ class Snapshot(Strict):
         """The role's files, one a bucket that has rows."""
         return sorted(str(p) for p in (Path(self.folder) / role).glob("*.parquet"))
 
-    def read(self, role: Role) -> Features:
-        """All rows of a role, numbered anew."""
-        frames = [pl.read_parquet(f) for f in self.files(role)]
+    def read(self, role: Role, columns: Sequence[str] | None = None) -> Features:
+        """All rows of a role, numbered anew; only some columns where they are named."""
+        frames = [pl.read_parquet(f, columns=columns) for f in self.files(role)]
         if not frames:
             raise UserError(f"snapshot: no row in the role {role}; see split.{role} and the data")
         return self.features(pl.concat(frames))

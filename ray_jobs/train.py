@@ -34,6 +34,7 @@ from models.nets.lora import merge_adapters
 from models.nets.pretrain_events import check_tower
 from models.nets.text import load_tokenizer
 from models.scoring import artifact
+from models.scoring.expert import Expert, fit_expert
 from models.scoring.fit_calibration import calibrators_of
 from models.scoring.predict import Predictor
 from ray_jobs import registry
@@ -211,8 +212,9 @@ def _finish(config: Config, snapshot: Snapshot, weights: str, run: str, unknown:
         merge_adapters(network.text.encoder)
     tokenizer = load_tokenizer(config.network.text.encoder)
     predictor = Predictor(network, snapshot.stats, tokenizer, config.features.max_tokens)
+    expert = _expert(config, snapshot)
     rows = snapshot.read("calibrate")
-    calibrators, replicates = calibrators_of(predictor, rows, config.tasks, config.seed)
+    calibration = calibrators_of(predictor, rows, config.tasks, config.seed, expert)
     spec = artifact.ModelSpec(
         tasks=config.tasks,
         roles=config.roles,
@@ -221,14 +223,26 @@ def _finish(config: Config, snapshot: Snapshot, weights: str, run: str, unknown:
         stats=snapshot.stats,
         scorecard=config.scorecard,
         policy=config.policy,
-        calibrators=calibrators,
-        replicates=replicates,
+        calibrators=calibration.calibrators,
+        replicates=calibration.replicates,
+        stack=calibration.stack,
         trained_on={
             "snapshot": Path(snapshot.folder).name,
             "versions": json.dumps(snapshot.versions, sort_keys=True),
             "seed": str(config.seed),
+            "stack": config.stack.model_dump_json(),
             "run": run,
             "unknown_tokens": f"{unknown:.4f}",  # of the fit role's texts
         },
     )
-    return str(artifact.save(Path(config.work) / "artifacts", spec, network, tokenizer))
+    return str(artifact.save(Path(config.work) / "artifacts", spec, network, tokenizer, expert))
+
+
+def _expert(config: Config, snapshot: Snapshot) -> Expert | None:
+    """The expert that the configuration asks for beside the network."""
+    if not config.stack.experts:
+        return None
+    labels = [f"y_{name}" for name in config.tasks]
+    read = [*snapshot.tabular, *snapshot.social, *snapshot.categorical, *labels]
+    fit, select = snapshot.read("fit", read), snapshot.read("select", read)
+    return fit_expert(fit, select, config.tasks, config.seed, config.stack.resample)

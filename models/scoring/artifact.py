@@ -3,6 +3,7 @@
 manifest.json         the other files' hashes; its own hash names the model
 model.json            tasks, features, network, stats, calibration, scorecard, policy
 model.safetensors     the weights
+lightgbm/<k>.txt      the trees of the k-th task, in LightGBM's own text; only of a stack
 encoder/config.json   the text encoder's architecture
 tokenizer/…           the tokenizer's files
 """
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models.data.batch import Tokenizer
-from models.data.features import FeatureConfig
+from models.data.features import FeatureConfig, tabular_columns
 from models.data.schema import UserError
 from models.data.stats import Stats
 from models.data.strict import Strict
@@ -29,8 +30,10 @@ from models.data.tasks import Roles, Task
 from models.nets.network import Network, NetworkConfig
 from models.nets.text import empty_encoder
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
+from models.scoring.expert import Columns, Expert, Trees
 from models.scoring.policy import PolicyConfig
 from models.scoring.scorecard import ScorecardConfig
+from models.scoring.stack import LIGHTGBM, Stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,7 +48,8 @@ class ModelSpec(Strict):
     """All of a model but its weights and tokenizer.
 
     `replicates`: calibrators of bootstrap samples of the calibrate role, whose spread is the
-    interval of a probability. `precision`: the arithmetic that every caller scores in.
+    interval of a probability. `stack`: how an expert has its say; null: the network alone is the
+    model. `precision`: the arithmetic that every caller scores in.
     `trained_on`: what makes it reproducible (snapshot, table versions, seed).
     """
 
@@ -58,6 +62,7 @@ class ModelSpec(Strict):
     policy: PolicyConfig
     calibrators: dict[str, BinaryCalibrator | AmountCalibrator]
     replicates: dict[str, tuple[BinaryCalibrator, ...]] = Field(default_factory=dict)
+    stack: Stack | None = None
     precision: Literal["fp32"] = "fp32"
     trained_on: dict[str, str] = Field(default_factory=dict)
 
@@ -70,10 +75,18 @@ class Artifact:
     spec: ModelSpec
     network: Network
     tokenizer: Tokenizer
+    expert: Expert | None = None
 
 
-def save(folder: Path, spec: ModelSpec, network: Network, tokenizer: Tokenizer) -> Path:
+def save(
+    folder: Path,
+    spec: ModelSpec,
+    network: Network,
+    tokenizer: Tokenizer,
+    expert: Expert | None = None,
+) -> Path:
     """Write a model under `folder/<first 16 digits of its hash>` in one step; return that path."""
+    assert (spec.stack is None) == (expert is None)
     folder.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
@@ -82,6 +95,8 @@ def save(folder: Path, spec: ModelSpec, network: Network, tokenizer: Tokenizer) 
         save_file(weights, staged / WEIGHTS)
         network.text.encoder.config.save_pretrained(staged / "encoder")
         _save_tokenizer(cast("PreTrainedTokenizerFast", tokenizer), staged / "tokenizer")
+        if expert is not None:
+            _save_expert(expert, spec, staged)
         hashes = {str(p.relative_to(staged)): _sha256(p) for p in _files(staged)}
         (staged / MANIFEST).write_bytes(_manifest(hashes))
         final = folder / sha256(staged)[:16]
@@ -109,7 +124,8 @@ def load(folder: Path) -> Artifact:
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         line = str(error).splitlines()[0]
         raise UserError(f"{folder}: written by another version of raycredit: {line}") from error
-    return Artifact(sha256(folder), spec, network, cast(Tokenizer, tokenizer))
+    expert = _load_expert(spec, folder)
+    return Artifact(sha256(folder), spec, network, cast(Tokenizer, tokenizer), expert)
 
 
 def load_spec(folder: Path) -> ModelSpec:
@@ -146,6 +162,35 @@ def verify(folder: Path) -> None:
 def sha256(folder: Path) -> str:
     """The hash that names a model: that of its manifest."""
     return _sha256(folder / MANIFEST)
+
+
+def _save_expert(expert: Expert, spec: ModelSpec, folder: Path) -> None:
+    (folder / LIGHTGBM).mkdir()
+    for path, name in _tree_files(spec, folder):
+        if name in expert.trees:
+            path.write_text(expert.trees[name].text, encoding="utf-8")
+
+
+def _load_expert(spec: ModelSpec, folder: Path) -> Expert | None:
+    if spec.stack is None:
+        return None
+    words = spec.stats.vocabulary
+    columns = Columns(tabular_columns(words), words.categorical, tuple(spec.stats.social))
+    trees = {}
+    for path, name in _tree_files(spec, folder):
+        if LIGHTGBM not in spec.stack.tasks[name].alone:
+            continue
+        try:
+            trees[name] = Trees(spec.tasks[name].kind, path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            line = str(error).splitlines()[0]
+            raise UserError(f"{path}: {line}") from error
+    return Expert(columns, trees, spec.stack.medians)
+
+
+def _tree_files(spec: ModelSpec, folder: Path) -> list[tuple[Path, str]]:
+    """Each task's file; by its number, since a task's name need be no file name."""
+    return [(folder / LIGHTGBM / f"{k}.txt", name) for k, name in enumerate(spec.tasks)]
 
 
 def _save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:

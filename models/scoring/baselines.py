@@ -1,6 +1,6 @@
 """Honest baselines, trained on the same snapshots and calibrated as the model is.
 
-- lightgbm: gradient boosted trees (Ke et al. 2017) on the tabular, social and profile columns;
+- lightgbm: gradient boosted trees on the tabular, social and profile columns, as a stack has them;
 - tfidf: a linear model on TF-IDF of the user's texts;
 - constant: the base rate, or the mean amount.
 
@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import lightgbm as lgb
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -23,16 +22,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from models.data.tasks import ROLES, Role, Task
 from models.scoring.calibrate import fit_amount, fit_binary
+from models.scoring.expert import Columns, fit_trees, labels_of
 
 FloatArray = NDArray[np.float64]
 Predict = Callable[[Any], Any]  # a matrix of one row or more → logits, or amounts
 Fitter = Callable[[Any, FloatArray, Any, FloatArray, int], Predict]
 
-# Of LightGBM. Two that wait for each other at every node are many times slower than one where
-# cores are shared, and the trees are the same.
-THREADS = 1
-MAX_ROUNDS = 2000
-PATIENCE = 50  # rounds without a better select loss
 INVERSE_PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)  # alpha of the ridge regression
 MAX_TERMS = 50_000
@@ -40,15 +35,6 @@ MOSTLY = 0.5
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 # Chinese and Japanese are written without spaces: there a character is a token, elsewhere a word.
 TOKEN = rf"(?u)[{CJK}]|[^\W{CJK}]{{2,}}"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a snapshot are what; as in `models.data.features.Features`."""
-
-    tabular: tuple[str, ...]
-    categorical: tuple[str, ...] = ()
-    social: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,15 +54,19 @@ def fit_baselines(
     tasks: Mapping[str, Task],
     *,
     seed: int,
+    trees: bool = True,
 ) -> Baselines:
     """Fit every baseline of every task; predictions are for all rows of the test role, in order.
 
     `frames`: one snapshot a role, with `columns`, the list column `texts` and one `y_<task>` a
     task, null where the outcome is unknown; such rows are not learned from. Binary predictions
     are probabilities, amounts are in the unit of the task; negative amounts are learned as 0.
+    `trees`: false where the model's own expert stands for lightgbm.
     """
     notes: list[str] = []
-    matrices: dict[str, Mapping[Role, Any]] = {"lightgbm": _numbers(frames, columns)}
+    matrices: dict[str, Mapping[Role, Any]] = {}
+    if trees:
+        matrices["lightgbm"] = {role: columns.matrix(frames[role]) for role in ROLES}
     terms = _tfidf(frames)
     if isinstance(terms, str):
         notes.append(f"tfidf: left out, {terms}")
@@ -85,7 +75,7 @@ def fit_baselines(
     matrices["constant"] = {role: np.empty((frames[role].height, 0)) for role in ROLES}
     predictions: dict[str, dict[str, FloatArray]] = {}
     for name, task in tasks.items():
-        labels = {role: _labels(frames[role], name, task) for role in ROLES}
+        labels = {role: labels_of(frames[role], name, task.kind) for role in ROLES}
         reason = _not_learnable(labels)
         if reason:
             notes.append(f"tasks.{name}: no baselines, {reason}")
@@ -102,12 +92,8 @@ def fit_baselines(
 
 
 def _fitters(task: Task, columns: Columns) -> dict[str, Fitter]:
-    first = len(columns.tabular) + len(columns.social)
-    codes = list(range(first, first + len(columns.categorical)))
-    objective = "binary" if task.kind == "binary" else "tweedie"
-
     def trees(x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int) -> Predict:
-        return _trees(objective, codes, (x, y), (x_select, y_select), seed)
+        return fit_trees(task.kind, columns.codes, (x, y), (x_select, y_select), seed).raw
 
     if task.kind == "binary":
         return {"lightgbm": trees, "tfidf": _logistic, "constant": _constant_logit}
@@ -140,12 +126,6 @@ def _predict(
     return fit_binary(held_out, y["calibrate"], seed=seed).apply(test)
 
 
-def _labels(frame: pl.DataFrame, name: str, task: Task) -> FloatArray:
-    """(N,) labels, NaN where unknown; a net refund is no negative purchase."""
-    y = np.asarray(frame[f"y_{name}"].cast(pl.Float64).to_numpy(), dtype=np.float64)
-    return np.maximum(y, 0.0) if task.kind == "amount" else y
-
-
 def _two_values(y: FloatArray) -> bool:
     known = y[np.isfinite(y)]
     return bool(len(known) and known.min() < known.max())
@@ -157,19 +137,6 @@ def _not_learnable(labels: Mapping[Role, FloatArray]) -> str | None:
     if not np.isfinite(labels["select"]).any():
         return "the select role has no known outcome"
     return None
-
-
-def _numbers(
-    frames: Mapping[Role, pl.DataFrame], columns: Columns
-) -> dict[Role, NDArray[np.float32]]:
-    """Tabular, social, then categorical columns of each role: (N, columns), NaN where null."""
-    names = [*columns.tabular, *columns.social, *columns.categorical]
-    return {
-        role: np.asarray(
-            frames[role].select(pl.col(names).cast(pl.Float32)).to_numpy(), dtype=np.float32
-        )
-        for role in ROLES
-    }
 
 
 def _tfidf(frames: Mapping[Role, pl.DataFrame]) -> dict[Role, csr_matrix] | str:
@@ -206,44 +173,6 @@ def _tfidf(frames: Mapping[Role, pl.DataFrame]) -> dict[Role, csr_matrix] | str:
         for role in ROLES[1:]
     }
     return {"fit": fitted, **others}
-
-
-def _trees(
-    objective: str,
-    codes: list[int],
-    fit: tuple[Any, FloatArray],
-    select: tuple[Any, FloatArray],
-    seed: int,
-) -> Predict:
-    """Boosted trees, the number of rounds chosen on the select role.
-
-    `tweedie` estimates the mean of amounts with many zeros (Jørgensen 1987).
-    """
-    parameters = {
-        "objective": objective,
-        "learning_rate": 0.05,
-        "num_leaves": 15,
-        "min_data_in_leaf": 20,
-        "feature_fraction": 0.7,
-        "bagging_fraction": 0.8,
-        "bagging_freq": 1,
-        "lambda_l2": 1.0,
-        "num_threads": THREADS,
-        "deterministic": True,
-        "force_row_wise": True,
-        "seed": seed % 2**31,
-        "verbosity": -1,
-    }
-    train = lgb.Dataset(fit[0], fit[1], categorical_feature=codes, params={"verbosity": -1})
-    booster = lgb.train(
-        parameters,
-        train,
-        num_boost_round=MAX_ROUNDS,
-        valid_sets=[lgb.Dataset(select[0], select[1], reference=train)],
-        callbacks=[lgb.early_stopping(PATIENCE, verbose=False)],
-    )
-    raw = objective == "binary"
-    return lambda rows: booster.predict(rows, raw_score=raw, num_threads=THREADS)
 
 
 def _logistic(x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int) -> Predict:

@@ -66,12 +66,16 @@ class BinaryCalibrator(Strict):
 
         Element by element: a value gives the same bits alone and in any batch.
         """
+        return np.asarray(expit(self.log_odds(logit)), dtype=np.float64)
+
+    def log_odds(self, logit: ArrayLike) -> FloatArray:
+        """The logits of `apply`."""
         z = np.clip(np.asarray(logit, dtype=np.float64), -LOGIT_LIMIT, LOGIT_LIMIT)
         calibrated = np.full(z.shape, self.intercept)
         # a sum in fixed order: a matrix product may round differently for other batch sizes
         for weight, basis in zip(self.weights, _basis(self.kind, z, self.knots), strict=True):
             calibrated += weight * basis
-        return np.asarray(expit(np.clip(calibrated, -LOGIT_LIMIT, LOGIT_LIMIT)), dtype=np.float64)
+        return np.asarray(np.clip(calibrated, -LOGIT_LIMIT, LOGIT_LIMIT), dtype=np.float64)
 
 
 class AmountCalibrator(Strict):
@@ -106,7 +110,7 @@ def fit_binary(logit: ArrayLike, y: ArrayLike, *, seed: int, folds: int = 5) -> 
     rarer = int(min(target.sum(), (1 - target).sum()))
     if rarer < 2:
         return _fit_kind("platt", z, target)
-    fold = _stratified_folds(target, min(folds, rarer), np.random.default_rng(seed))
+    fold = stratified_folds(target, min(folds, rarer), np.random.default_rng(seed))
     losses = {kind: _cross_validated(kind, z, target, fold) for kind in KINDS}
     means = {kind: float(loss.mean()) for kind, loss in losses.items()}
     best = min(KINDS, key=lambda kind: means[kind])
@@ -240,7 +244,7 @@ def _cross_validated(
     return loss
 
 
-def _stratified_folds(y: FloatArray, folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def stratified_folds(y: FloatArray, folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """A fold number for each row; each fold gets its share of both outcomes."""
     fold = np.empty(len(y), dtype=np.int64)
     for outcome in (0.0, 1.0):

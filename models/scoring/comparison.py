@@ -29,6 +29,7 @@ from models.scoring.metrics import (
     measure,
     paired_difference,
 )
+from models.scoring.stack import LIGHTGBM, NETWORK
 
 FloatArray = NDArray[np.float64]
 MODEL, ORACLE = "model", "oracle"
@@ -89,15 +90,16 @@ class AmountContender(Strict):
 
 
 class Difference(Strict):
-    """metric(model) − metric(`against`) on the same rows, paired bootstrap."""
+    """metric(`of`) − metric(`against`) on the same rows, paired bootstrap."""
 
+    of: str = MODEL
     against: str
     metric: MetricName
     difference: Value
 
     @property
     def verdict(self) -> Literal["better", "worse", "no clear difference", "unknown"]:
-        """Of the model: better or worse where the interval leaves out 0."""
+        """Of the first: better or worse where the interval leaves out 0."""
         low, high = self.difference.low, self.difference.high
         if low is None or high is None:
             return "unknown"
@@ -277,19 +279,26 @@ def _differences(
     resamples: int,
 ) -> tuple[Difference, ...]:
     known = np.isfinite(y)
-    model = predictions[MODEL][known]
+    pairs = [(MODEL, name) for name in predictions if name != MODEL]
+    if NETWORK in predictions and LIGHTGBM in predictions:  # the parts of a stack
+        pairs.append((NETWORK, LIGHTGBM))
     return tuple(
         Difference(
-            against=name,
+            of=one,
+            against=other,
             metric=metric,
             difference=Value.of(
                 paired_difference(
-                    metric, y[known], model, values[known], seed=seed, resamples=resamples
+                    metric,
+                    y[known],
+                    predictions[one][known],
+                    predictions[other][known],
+                    seed=seed,
+                    resamples=resamples,
                 )
             ),
         )
-        for name, values in predictions.items()
-        if name != MODEL
+        for one, other in pairs
         for metric in metrics
     )
 

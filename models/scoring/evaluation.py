@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import expit
@@ -105,7 +106,8 @@ def evaluate(
 
     `test`: row, user_key, as_of and one `y_<task>` a task, null where unknown. `predictions`:
     row; one struct a task with `probability` or `amount`; score, grade; structs weights and
-    decision (action, review_level, limit, tier). `baselines`: of the rows of `test`, in order.
+    decision (action, review_level, limit, tier); of a stack `alone`, as `Scorer.alone` gives it.
+    `baselines`: of the rows of `test`, in order.
     `oracle`: user_key, as_of, task, probability (or mean), value, observed (false: hidden from
     the lender), and the `withheld` columns, the probability without one modality. `training`:
     dictionaries with the fields of `Epoch`.
@@ -114,7 +116,9 @@ def evaluate(
     """
     rows = test.select("row", "user_key", "as_of", *(f"y_{name}" for name in tasks))
     scored = rows.with_columns(order=pl.int_range(pl.len())).join(
-        predictions.select("row", *tasks, "score", "grade", "weights", "decision"),
+        predictions.select(
+            "row", *tasks, "score", "grade", "weights", "decision", cs.matches("^alone$")
+        ),
         on="row",
         how="inner",
         maintain_order="left",
@@ -127,7 +131,8 @@ def evaluate(
         y = _floats(scored[f"y_{name}"])
         field = "probability" if task.kind == "binary" else "amount"
         others = {k: values[at] for k, values in baselines.predictions.get(name, {}).items()}
-        contenders = {MODEL: _floats(scored[name].struct.field(field)), **others}
+        model = _floats(scored[name].struct.field(field))
+        contenders = {MODEL: model, **_sources(scored, name, model), **others}
         truth = _truth(name, scored, oracle, withheld)
         if task.kind == "amount":
             results[name] = compare_amount(
@@ -155,6 +160,15 @@ def evaluate(
         accounts={job: dict(account) for job, account in (accounts or {}).items()},
         notes=(*baselines.notes, *_notes(test.height, scored.height, results)),
     )
+
+
+def _sources(scored: pl.DataFrame, task: str, model: FloatArray) -> dict[str, FloatArray]:
+    """What each source of the task's stack says alone; not the network where it is the model."""
+    if "alone" not in scored.columns:
+        return {}
+    alone = scored["alone"].struct.field(task).struct.unnest()
+    sources = {column.name: _floats(column) for column in alone.iter_columns()}
+    return {name: value for name, value in sources.items() if not np.array_equal(value, model)}
 
 
 def cuts_of(

@@ -1,8 +1,14 @@
-"""Calibrators of a trained network, fitted on the calibrate role's rows (never resampled)."""
+"""Calibrators of a trained model, fitted on the calibrate role's rows (never resampled).
+
+With an expert beside the network the same rows choose the weights of both: the stack is a part of
+the calibration, of one parameter more.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from models.data.features import Features
@@ -15,49 +21,105 @@ from models.scoring.calibrate import (
     fit_amount,
     fit_binary,
 )
+from models.scoring.expert import Expert
 from models.scoring.predict import Predictor
+from models.scoring.stack import (
+    ALONE,
+    LIGHTGBM,
+    NETWORK,
+    Stack,
+    TaskStack,
+    Values,
+    Weights,
+    choose,
+    combine,
+    fit_weights,
+)
 
-Calibrators = tuple[
-    dict[str, BinaryCalibrator | AmountCalibrator], dict[str, tuple[BinaryCalibrator, ...]]
-]
 REPLICATES = 20  # bootstrap samples whose calibrators give a probability its interval
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """A calibrator a task, the replicates of each binary one, and how an expert has its say."""
+
+    calibrators: dict[str, BinaryCalibrator | AmountCalibrator]
+    replicates: dict[str, tuple[BinaryCalibrator, ...]]
+    stack: Stack | None
+
+
 def calibrators_of(
-    predictor: Predictor, rows: Features, tasks: Mapping[str, Task], seed: int
-) -> Calibrators:
-    """A calibrator a task, and the replicates of each binary one.
+    predictor: Predictor,
+    rows: Features,
+    tasks: Mapping[str, Task],
+    seed: int,
+    expert: Expert | None = None,
+) -> Calibration:
+    """Calibrators of the network, or of its stack with an expert.
 
     `rows` holds the labels as `y_<task>`. Raises UserError for a task without labels, or with one
     class only.
     """
-    raw = predictor.raw(rows)
-    with threadpool_limits(1, user_api="blas"):  # threads on such small matrices cost 25 times
-        return _fit(raw, rows, tasks, seed)
-
-
-def _fit(
-    raw: dict[str, FloatArray], rows: Features, tasks: Mapping[str, Task], seed: int
-) -> Calibrators:
+    network = predictor.raw(rows)
+    values: dict[str, dict[str, FloatArray]] = {name: {NETWORK: network[name]} for name in tasks}
+    if expert is not None:
+        x_NC = expert.columns.matrix(rows.frame)
+        for name, trees in expert.trees.items():
+            values[name][LIGHTGBM] = trees.raw(x_NC)
     rng = np.random.default_rng(seed)
     calibrators: dict[str, BinaryCalibrator | AmountCalibrator] = {}
     replicates: dict[str, tuple[BinaryCalibrator, ...]] = {}
-    for name, task in tasks.items():
-        label = rows.frame[f"y_{name}"]
-        known = label.is_not_null().to_numpy()
-        y, value = label.drop_nulls().to_numpy(), raw[name][known]
-        try:
-            if task.kind == "amount":
-                # a net refund is no negative purchase: the amount is what was spent
-                calibrators[name] = fit_amount(value, np.maximum(y, 0.0))
-                continue
-            calibrators[name] = fit_binary(value, y, seed=seed)
-            samples = (rng.integers(0, len(y), len(y)) for _ in range(REPLICATES))
-            replicates[name] = tuple(
-                fit_binary(value[s], y[s], seed=seed, folds=2)
-                for s in samples
-                if 0 < y[s].mean() < 1
-            )
-        except UserError as error:
-            raise UserError(f"tasks.{name}: role calibrate: {error}") from error
-    return calibrators, replicates
+    stacks: dict[str, TaskStack] = {}
+    with threadpool_limits(1, user_api="blas"):  # threads on such small matrices cost 25 times
+        for name, task in tasks.items():
+            label = rows.frame[f"y_{name}"]
+            known = label.is_not_null().to_numpy()
+            y = label.drop_nulls().to_numpy()
+            own = {source: value[known] for source, value in values[name].items()}
+            try:
+                if task.kind == "amount":
+                    # a net refund is no negative purchase: the amount is what was spent
+                    calibrators[name], stacks[name] = _amount(own, np.maximum(y, 0.0), seed)
+                    continue
+                binary = _binary(own, y, seed, rng)
+                calibrators[name], replicates[name], stacks[name] = binary
+            except UserError as error:
+                raise UserError(f"tasks.{name}: role calibrate: {error}") from error
+    stack = None if expert is None else Stack(medians=expert.medians, tasks=stacks)
+    return Calibration(calibrators, replicates, stack)
+
+
+def _amount(values: Values, y: FloatArray, seed: int) -> tuple[AmountCalibrator, TaskStack]:
+    """The calibrator of an amount, and how its value is made of the sources."""
+    alone = {source: fit_amount(value, y) for source, value in values.items()}
+    stacked, loss = choose("amount", values, y, seed)
+    if not stacked:
+        return alone[NETWORK], TaskStack(weights=ALONE, cv_loss=loss, alone=alone)
+    weights = fit_weights("amount", values, y)
+    calibrator = fit_amount(combine("amount", weights, values), y)
+    return calibrator, TaskStack(weights=weights, cv_loss=loss, alone=alone)
+
+
+def _binary(
+    values: Values, y: FloatArray, seed: int, rng: np.random.Generator
+) -> tuple[BinaryCalibrator, tuple[BinaryCalibrator, ...], TaskStack]:
+    """The calibrator of a probability, its bootstrap replicates, how its value is made."""
+    alone = {source: fit_binary(value, y, seed=seed) for source, value in values.items()}
+    stacked, loss = choose("binary", values, y, seed)
+
+    def weights_of(rows: NDArray[np.int64]) -> Weights:
+        own = {source: value[rows] for source, value in values.items()}
+        return fit_weights("binary", own, y[rows]) if stacked else ALONE
+
+    weights = weights_of(np.arange(len(y)))
+    value = combine("binary", weights, values)
+    calibrator = fit_binary(value, y, seed=seed) if stacked else alone[NETWORK]
+    replicates, shares = [], []
+    for _ in range(REPLICATES):
+        sample = rng.integers(0, len(y), len(y))
+        if 0 < y[sample].mean() < 1:
+            shares.append(weights_of(sample))
+            drawn = combine("binary", shares[-1], values)[sample]
+            replicates.append(fit_binary(drawn, y[sample], seed=seed, folds=2))
+    stack = TaskStack(weights=weights, replicates=tuple(shares), cv_loss=loss, alone=alone)
+    return calibrator, tuple(replicates), stack

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,8 +24,9 @@ ROWS = 512  # rows of a batch; bounds memory
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch, its towers' vectors [B, M, D] and which modalities are there [B, M]."""
+    """Rows, their batch, its towers' vectors [B, M, D], which modalities are there [B, M]."""
 
+    frame: pl.DataFrame
     batch: Batch
     vectors_BMD: Tensor
     known_BM: Tensor
@@ -53,7 +55,7 @@ class Predictor:
             part = replace(features, frame=features.frame.slice(start, ROWS))
             batch = make_batch(part, self.stats, self.tokenizer, self.max_tokens)
             vectors_BMD, known_BM = self.network.towers(batch, self._lookup(batch.texts))
-            yield Encoded(batch, vectors_BMD, known_BM)
+            yield Encoded(part.frame, batch, vectors_BMD, known_BM)
 
     @torch.inference_mode()
     def raw(self, features: Features) -> dict[str, NDArray[np.float64]]:

@@ -1,29 +1,36 @@
 """Reason codes: which part of what is known of a user raises the estimated risk the most.
 
 Each group of inputs is replaced in turn — a modality is withheld, a group of tabular columns is
-set to the fit role's median — and the rise in log odds of default that its real value brings is
-its effect (occlusion against a reference; Covert, Lundberg and Lee 2021, "Explaining by
-removing"). Only the tabular tower and the fusion are run again.
+set to the fit role's median — and the rise in log odds of the final probability of default that
+its real value brings is its effect (occlusion against a reference; Covert, Lundberg and Lee 2021,
+"Explaining by removing"). Only the tabular tower, the fusion and the expert's trees are run again.
 
-Shapes: B rows, M modalities, D width, F tabular columns, R reasons.
+Shapes: B rows, M modalities, D width, F tabular columns, C columns of the expert, R reasons, N
+rows of all reasons.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.data.features import tabular_columns
 from models.data.vocabulary import Vocabulary
 from models.nets.fusion import MODALITIES
+from models.nets.network import Network
+from models.scoring.expert import Expert, Matrix
 from models.scoring.predict import Encoded, Predictor
 
 MOST = 4  # reasons given; US Regulation B's commentary holds more than four to be unhelpful
 LEAST_EFFECT = 0.02  # in log odds
 BY_TYPE = re.compile(r"(?s)(?:n|sum)_(.+)_\d+d|trend_(?:n|sum)_(.+)|recency_(.+)_d")
+# a task, the network's output [N], the expert's columns [N, C] → log odds [N]
+LogOdds = Callable[[str, Tensor, Matrix | None], NDArray[np.float64]]
 TYPE = pl.Struct({"code": pl.String, "text": pl.String, "effect": pl.Float64})
 
 MODALITY_REASONS = {
@@ -89,27 +96,57 @@ def _group(column: str, vocabulary: Vocabulary) -> str:
 
 @torch.inference_mode()
 def effects(
-    predictor: Predictor, encoded: Encoded, task: str, reasons: tuple[Reason, ...]
+    predictor: Predictor,
+    encoded: Encoded,
+    task: str,
+    reasons: tuple[Reason, ...],
+    log_odds: LogOdds,
+    expert: Expert | None = None,
 ) -> NDArray[np.float64]:
-    """[B, R]: the rise in log odds of a binary task that each reason's real inputs bring."""
+    """[B, R]: the rise in log odds of a binary task that each reason's real inputs bring.
+
+    `log_odds` are those of the final probability. An expert that has a say in it sees what the
+    network sees: the same replacement in its own columns, and no change where it reads none.
+    """
     network = predictor.network
-    actual_B = network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks[task]
-    result = []
+    outputs = [network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks[task]]
+    matrices = [] if expert is None else [expert.columns.matrix(encoded.frame)]
     for reason in reasons:
         vectors_BMD, known_BM = encoded.vectors_BMD, encoded.known_BM
         if reason.columns:
-            columns = list(reason.columns)
-            batch = encoded.batch
-            tabular_BF, missing_BF = batch.tabular_BF.clone(), batch.missing_BF.clone()
-            tabular_BF[:, columns], missing_BF[:, columns] = 0.0, 0.0
-            changed = replace(batch, tabular_BF=tabular_BF, missing_BF=missing_BF)
             vectors_BMD = vectors_BMD.clone()
-            vectors_BMD[:, MODALITIES.index("tabular")] = network.tabular(changed)[0]
+            vectors_BMD[:, MODALITIES.index("tabular")] = _tabular_without(network, encoded, reason)
         else:
             known_BM = known_BM.clone()
             known_BM[:, MODALITIES.index(reason.code)] = False
-        result.append(actual_B - network.fuse(vectors_BMD, known_BM).tasks[task])
-    return torch.stack(result, 1).double().numpy()
+        outputs.append(network.fuse(vectors_BMD, known_BM).tasks[task])
+        if expert is not None:
+            matrices.append(_matrix_without(expert, matrices[0], reason))
+    x_NC = np.concatenate(matrices) if matrices else None
+    actual_B, *without = np.split(log_odds(task, torch.cat(outputs), x_NC), len(outputs))
+    return actual_B[:, None] - np.stack(without, axis=1)
+
+
+def _tabular_without(network: Network, encoded: Encoded, reason: Reason) -> Tensor:
+    """[B, D] of the tabular tower, with the reason's columns at the fit role's median."""
+    columns, batch = list(reason.columns), encoded.batch
+    tabular_BF, missing_BF = batch.tabular_BF.clone(), batch.missing_BF.clone()
+    tabular_BF[:, columns], missing_BF[:, columns] = 0.0, 0.0
+    vector_BD: Tensor = network.tabular(
+        replace(batch, tabular_BF=tabular_BF, missing_BF=missing_BF)
+    )[0]
+    return vector_BD
+
+
+def _matrix_without(expert: Expert, x_BC: Matrix, reason: Reason) -> Matrix:
+    """The same of the expert's columns; ties that are not known are columns that are not known."""
+    x_BC = x_BC.copy()
+    if reason.columns:
+        medians = np.array(expert.medians, dtype=np.float32)  # of a column never known NaN
+        x_BC[:, list(reason.columns)] = medians[list(reason.columns)]
+    elif reason.code == "social":
+        x_BC[:, list(expert.columns.ties)] = np.nan
+    return x_BC
 
 
 def top_reasons(effect_BR: NDArray[np.float64], reasons: tuple[Reason, ...]) -> pl.Series:

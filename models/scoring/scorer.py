@@ -3,6 +3,7 @@
 Backfill, the endpoint, `evaluate` and a notebook all call this one class.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,14 @@ from models.data.history import History, view
 from models.nets.fusion import MODALITIES
 from models.nets.heads import most_log_amount, spread
 from models.scoring import artifact, policy, reasons, scorecard
-from models.scoring.calibrate import AmountCalibrator
+from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
+from models.scoring.expert import Matrix
 from models.scoring.predict import Encoded, Predictor
+from models.scoring.stack import ALONE, LIGHTGBM, NETWORK, TaskStack, combine
 
 INTERVAL = (0.05, 0.95)  # of a probability: over the calibration's bootstrap replicates
 AMOUNT_INTERVAL = (0.1, 0.9)  # of an amount: of its predictive distribution
+NO_STACK = TaskStack(weights=ALONE)
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +40,8 @@ class Scorer:
         self.predictor = Predictor(
             loaded.network, spec.stats, loaded.tokenizer, spec.features.max_tokens
         )
+        self.expert = loaded.expert
+        self._stacks = spec.stack.tasks if spec.stack else {}
         self._reasons = reasons.reasons_of(spec.stats.vocabulary)
 
     @classmethod
@@ -74,14 +80,38 @@ class Scorer:
         )
 
     @torch.inference_mode()
+    def alone(self, known: Features) -> pl.DataFrame:
+        """What each source of a stack says by itself, calibrated: to compare, no part of a score.
+
+        One struct a task {network, lightgbm} of probabilities or amounts; no column for a model
+        without a stack, no field for a source that a task does not have.
+        """
+        parts = []
+        for encoded in self.predictor.encode(known):
+            outputs = self.predictor.network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks
+            x_BC = self._matrix(encoded)
+            columns = []
+            for name, stack in self._stacks.items():
+                values = self._values(name, outputs[name], x_BC, list(stack.alone))
+                own = {source: c.apply(values[source]) for source, c in stack.alone.items()}
+                columns.append(pl.DataFrame(own).to_struct(name))
+            parts.append(pl.DataFrame(columns))
+        return pl.concat(parts) if parts else pl.DataFrame()
+
+    @torch.inference_mode()
     def _estimate(self, encoded: Encoded) -> pl.DataFrame:
         """Task structs, weights and reasons of one batch."""
         outputs = self.predictor.network.fuse(encoded.vectors_BMD, encoded.known_BM)
-        columns = [self._task(name, outputs.tasks[name]) for name in self.spec.tasks]
+        x_BC = self._matrix(encoded)
+        columns = [self._task(name, outputs.tasks[name], x_BC) for name in self.spec.tasks]
         weights = pl.DataFrame(
             outputs.weight_BM.double().numpy(), schema=list(MODALITIES), orient="row"
         ).to_struct("weights")
-        effect_BR = reasons.effects(self.predictor, encoded, self.spec.roles.pd, self._reasons)
+        pd = self.spec.roles.pd
+        expert = self.expert if LIGHTGBM in self._stack(pd).weights else None
+        effect_BR = reasons.effects(
+            self.predictor, encoded, pd, self._reasons, self._log_odds, expert
+        )
         return pl.DataFrame([*columns, weights, reasons.top_reasons(effect_BR, self._reasons)])
 
     def _estimate_none(self) -> pl.DataFrame:
@@ -96,32 +126,63 @@ class Scorer:
         schema["reasons"] = pl.List(reasons.TYPE)
         return pl.DataFrame(schema=schema)
 
-    def _task(self, name: str, output: Tensor) -> pl.Series:
-        calibrator = self.spec.calibrators[name]
-        raw = self.predictor.value(name, output)
-        value = calibrator.apply(raw)
+    def _stack(self, task: str) -> TaskStack:
+        return self._stacks.get(task, NO_STACK)
+
+    def _matrix(self, encoded: Encoded) -> Matrix | None:
+        """What the expert reads of a batch, if there is one."""
+        return None if self.expert is None else self.expert.columns.matrix(encoded.frame)
+
+    def _values(
+        self, task: str, output: Tensor, x_NC: Matrix | None, sources: Iterable[str]
+    ) -> dict[str, Floats]:
+        """The raw values of a task by source."""
+        values = {NETWORK: self.predictor.value(task, output)}
+        if LIGHTGBM in sources:
+            assert self.expert is not None and x_NC is not None
+            values[LIGHTGBM] = self.expert.trees[task].raw(x_NC)
+        return values
+
+    def _log_odds(self, task: str, output: Tensor, x_NC: Matrix | None) -> Floats:
+        """The log odds of a binary task's final probability."""
+        stack, calibrator = self._stack(task), self.spec.calibrators[task]
+        assert isinstance(calibrator, BinaryCalibrator)
+        values = self._values(task, output, x_NC, stack.weights)
+        return calibrator.log_odds(combine("binary", stack.weights, values))
+
+    def _task(self, name: str, output: Tensor, x_BC: Matrix | None) -> pl.Series:
+        calibrator, stack = self.spec.calibrators[name], self._stack(name)
+        values = self._values(name, output, x_BC, stack.weights)
+        kind = self.spec.tasks[name].kind
+        value = calibrator.apply(combine(kind, stack.weights, values))
         if isinstance(calibrator, AmountCalibrator):
-            low, high = self._amount_interval(name, output, value, raw)
+            low, high = self._amount_interval(name, output, value, values[NETWORK])
             frame = pl.DataFrame({"amount": value, "low": low, "high": high})
         else:
-            low, high = self._probability_interval(name, raw, value)
+            low, high = self._probability_interval(name, values, value)
             frame = pl.DataFrame({"probability": value, "low": low, "high": high})
         return frame.to_struct(name)
 
     def _probability_interval(
-        self, name: str, logit: Floats, value: Floats
+        self, name: str, values: dict[str, Floats], value: Floats
     ) -> tuple[Floats, Floats]:
         replicates = self.spec.replicates.get(name, ())
         if not replicates:
             return value, value
-        spread_NB = np.stack([one.apply(logit) for one in replicates])
+        weights = self._stack(name).replicates or (ALONE,) * len(replicates)
+        spread_NB = np.stack(
+            [
+                one.apply(combine("binary", own, values))
+                for one, own in zip(replicates, weights, strict=True)
+            ]
+        )
         low, high = np.quantile(spread_NB, INTERVAL, axis=0)
         return np.minimum(low, value), np.maximum(high, value)
 
     def _amount_interval(
         self, name: str, output_B3: Tensor, value: Floats, expected: Floats
     ) -> tuple[Floats, Floats]:
-        """Quantiles of the zero-inflated log-normal, moved as calibration moved its mean.
+        """Quantiles of the network's zero-inflated log-normal, moved as its mean was moved.
 
         Widened to hold the mean, which a small chance of a large amount can carry beyond them.
         """

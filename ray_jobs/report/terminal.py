@@ -70,14 +70,14 @@ def _amount(name: str, task: AmountTask, currency: str) -> Table:
 
 def _differences(evaluation: Evaluation) -> Table:
     table = _table(
-        "The model less each baseline, paired bootstrap",
-        ("task", "against", "metric", "difference", "the model is"),
+        "One less another on the same users, paired bootstrap",
+        ("task", "difference", "metric", "", "the first is"),
     )
     for name, task in evaluation.tasks.items():
         for d in task.differences:
             table.add_row(
                 Text(name),
-                Text(d.against),
+                Text(f"{d.of} − {d.against}"),
                 Text(metric(d.metric)),
                 _estimate(signed(d.difference.value), span(d.difference, "signed")),
                 Text(d.verdict, style=STYLES[d.verdict]),

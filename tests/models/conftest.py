@@ -301,7 +301,7 @@ def spec(
 ) -> artifact.ModelSpec:
     """All of the trained model but its weights."""
     predictor = Predictor(trained, stats, tokenizer, feature_config.max_tokens)
-    calibrators, replicates = calibrators_of(predictor, known, tasks, seed=5)
+    calibration = calibrators_of(predictor, known, tasks, seed=5)
     return artifact.ModelSpec(
         tasks=tasks,
         roles=roles,
@@ -310,8 +310,8 @@ def spec(
         stats=stats,
         scorecard=ScorecardConfig(),
         policy=PolicyConfig(),
-        calibrators=calibrators,
-        replicates=replicates,
+        calibrators=calibration.calibrators,
+        replicates=calibration.replicates,
         trained_on={"seed": "3"},
     )
 

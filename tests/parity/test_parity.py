@@ -1,19 +1,26 @@
 """The keystone: one user, one time, the same events → one score, by every way through the house."""
 
 import asyncio
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
+import numpy as np
 import polars as pl
 import pytest
 
-from models.data.history import History, no_events
+from models.data.features import features
+from models.data.history import History, no_events, view
 from models.data.rows import number
 from models.data.tasks import midnight
+from models.scoring import artifact
+from models.scoring.expert import Columns
 from models.scoring.scorer import Scorer
-from ray_jobs import jobs, registry, serve
+from ray_jobs import jobs, registry, serve, snapshot
 from ray_jobs.config import Config
-from ray_jobs.serving import app, auth
+from ray_jobs.secret import read_secret
+from ray_jobs.serving import api, app, auth, convert
 from ray_jobs.serving.client import requests_of
 from ray_jobs.tables import Tables
 
@@ -106,6 +113,51 @@ def test_backfill_is_the_endpoint(
     assert_equal(estimates(answered, demo_run), estimates(backfilled, demo_run), demo_run)
     shas = {a["model_sha256"] for a in answers}
     assert shas == set(backfilled["model_sha256"])
+
+
+def test_the_expert_reads_the_same_bits_by_every_road(
+    demo_run: Config, tables: Tables, events: pl.DataFrame
+) -> None:
+    """The snapshot's columns, those of a notebook and those of a request: equal bit for bit."""
+    spec = artifact.load_spec(Path(registry.champion(tables.lake).path))
+    folder = Path(demo_run.work) / "snapshots" / spec.trained_on["snapshot"]
+    offline = snapshot.load(folder).read("test")
+    frame = offline.frame.sort("user_key").head(USERS)
+    as_of, columns = frame["as_of"][0], Columns.of(offline)
+    bits = bits_of(frame, columns)
+    assert np.isfinite(columns.matrix(frame)).any(axis=0).mean() > 0.9  # the columns say something
+
+    def features_of(history: History, rows: pl.DataFrame) -> pl.DataFrame:
+        seen = view(history, rows, spec.features.history)
+        return features(seen, spec.stats.vocabulary, spec.features).frame
+
+    mixed = events.sample(fraction=1.0, shuffle=True, seed=3)
+    graph = tables.graph(as_of)
+    notebook = features_of(
+        History(mixed, profiles=tables.read("users"), social=graph),
+        number(frame.select("user_key", "as_of")),
+    )
+    np.testing.assert_array_equal(bits_of(notebook, columns), bits)
+
+    identities = tables.read("identities")
+    assert identities is not None and graph is not None
+    ids = dict(identities.select("user_key", "user_id").iter_rows())
+    users = {key: ids[key] for key in frame["user_key"]}
+    terms = api.terms_of(demo_run)
+    asked = [
+        api.parse(json.dumps(body).encode(), terms)
+        for body in requests_of(users, events, tables.read("users"), as_of)
+    ]
+    history, rows = convert.to_history(
+        asked, secret=read_secret(demo_run), terms=terms, social=graph
+    )
+    np.testing.assert_array_equal(bits_of(features_of(history, rows), columns), bits)
+
+
+def bits_of(frame: pl.DataFrame, columns: Columns) -> np.ndarray:
+    """The float64 bits of the expert's columns, before they are cut to float32."""
+    values = frame.select(pl.col(columns.names).cast(pl.Float64)).to_numpy()
+    return np.where(np.isnan(values), np.nan, values).view(np.uint64)
 
 
 async def post_all(url: str, bodies: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from models.data.schema import UserError
 from models.nets.network import Network
 from models.scoring import artifact
 from models.scoring.artifact import ModelSpec
+from models.scoring.expert import Expert
 
 FILES = (
     "encoder/config.json",
@@ -270,3 +272,68 @@ def test_every_caller_scores_in_full_precision(spec: ModelSpec) -> None:
     assert spec.precision == "fp32"
     with pytest.raises(ValidationError):
         ModelSpec.model_validate(spec.model_dump() | {"precision": "bf16"})
+
+
+TREES = tuple(f"lightgbm/{k}.txt" for k in range(3))
+
+
+@pytest.fixture
+def stacked(stacked_path: Path, tmp_path: Path) -> Path:
+    """A copy of the stacked model, to be damaged."""
+    return Path(shutil.copytree(stacked_path, tmp_path / "stacked"))
+
+
+def test_a_stack_is_one_model(stacked_path: Path, expert: Expert, tmp_path: Path) -> None:
+    assert files(stacked_path) == sorted([*FILES, *TREES])
+    loaded = artifact.load(stacked_path)
+    assert loaded.expert is not None
+    assert loaded.expert.columns == expert.columns and loaded.expert.medians == expert.medians
+    for name, trees in expert.trees.items():
+        assert loaded.expert.trees[name].text == trees.text
+    again = artifact.save(tmp_path, loaded.spec, loaded.network, loaded.tokenizer, loaded.expert)
+    assert again.name == stacked_path.name
+
+
+def test_a_model_without_a_stack_was_written_before_there_were_any(model: Path) -> None:
+    spec = json.loads((model / "model.json").read_text(encoding="utf-8"))
+    assert spec.pop("stack") is None
+    (model / "model.json").write_text(json.dumps(spec), encoding="utf-8")
+    sign(model)
+    assert artifact.load(model).expert is None
+
+
+def test_changed_and_missing_trees_are_named(stacked: Path) -> None:
+    path = stacked / TREES[1]
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + b"x" + content[-8:])
+    assert refusal(stacked) == f"{path}: changed since it was written (SHA-256 differs)"
+    path.unlink()
+    assert refusal(stacked) == f"{path}: is missing"
+
+
+def no_trees(path: Path) -> None:
+    path.unlink()
+
+
+def other_text(path: Path) -> None:
+    path.write_text("tree of another kind", encoding="utf-8")
+
+
+def one_column_less(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    most = int(re.findall(r"max_feature_idx=(\d+)", text)[0])
+    text = text.replace(f"max_feature_idx={most}", f"max_feature_idx={most - 1}")
+    names = re.findall(r"feature_names=(.*)", text)[0]
+    text = text.replace(names, " ".join(names.split()[:-1]))
+    infos = re.findall(r"feature_infos=(.*)", text)[0]
+    path.write_text(text.replace(infos, " ".join(infos.split()[:-1])), encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [no_trees, other_text, one_column_less])
+def test_trees_that_are_no_part_of_the_model_are_refused(
+    stacked: Path, change: Callable[[Path], None]
+) -> None:
+    change(stacked / TREES[0])
+    sign(stacked)
+    said = refusal(stacked)
+    assert TREES[0] in said or "trees of" in said

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from models.data.tasks import ROLES, Role, Task
-from models.scoring.baselines import Baselines, Columns, fit_baselines
+from models.scoring.baselines import Baselines, fit_baselines
+from models.scoring.expert import Columns
 from models.scoring.metrics import measure
 
 TASKS = {"default": Task(kind="binary"), "spend": Task(kind="amount")}

@@ -195,6 +195,30 @@ def test_an_oracle_of_other_tasks(given: dict[str, Any]) -> None:
     assert all(task.oracle is None for task in result.tasks.values())
 
 
+def test_a_stack_is_shown_with_its_parts(given: dict[str, Any]) -> None:
+    """The whole and its parts; a network that is the model itself is not shown twice."""
+    predictions = given["predictions"]
+    alone = pl.struct(
+        default=pl.struct(network=pl.Series(np.full(N, 0.2)), lightgbm=pl.lit(0.1)),
+        fraud=pl.struct(
+            network=predictions["fraud"].struct.field("probability"), lightgbm=pl.lit(0.1)
+        ),
+        spend=pl.struct(network=pl.lit(1.0)),
+    )
+    stacked = predictions.with_columns(alone=alone).sample(fraction=1.0, shuffle=True, seed=1)
+    baselines = Baselines({name: {"constant": np.full(N, 0.5)} for name in TASKS})
+    result = evaluate(**{**given, "predictions": stacked, "baselines": baselines})
+    names = {task: [c.name for c in r.contenders] for task, r in result.tasks.items()}
+    assert names["default"] == ["model", "network", "lightgbm", "constant", "oracle"]
+    assert names["fraud"] == ["model", "lightgbm", "constant", "oracle"]
+    assert names["spend"] == ["model", "network", "constant", "oracle"]
+    pairs = {task: {(d.of, d.against) for d in r.differences} for task, r in result.tasks.items()}
+    assert ("network", "lightgbm") in pairs["default"]
+    assert {one for task in ("fraud", "spend") for one, _ in pairs[task]} == {"model"}
+    default = {c.name: c.scores for c in result.tasks["default"].contenders}
+    assert default["network"].mean_predicted == pytest.approx(0.2)
+
+
 def test_cuts_are_the_policy(given: dict[str, Any]) -> None:
     """A probability is flagged exactly where the policy's score threshold is missed."""
     declined, not_approved = cuts_of("default", ROLES, SCORECARD, POLICY)

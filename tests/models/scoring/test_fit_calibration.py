@@ -16,8 +16,10 @@ from models.data.stats import Stats
 from models.data.tasks import Task
 from models.nets.network import Network
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
+from models.scoring.expert import Columns, Expert, Trees
 from models.scoring.fit_calibration import REPLICATES, calibrators_of
 from models.scoring.predict import Predictor
+from models.scoring.stack import ALONE, LIGHTGBM, NETWORK, combine
 
 TASKS = {"default": Task(kind="binary"), "spend": Task(kind="amount")}
 ROWS = 400
@@ -49,7 +51,9 @@ def world(**labels: list[float | None]) -> tuple[Predictor, Features]:
 
 def test_the_calibrated_mean_is_the_mean_of_the_labels() -> None:
     predictor, rows = world()
-    calibrators, replicates = calibrators_of(predictor, rows, TASKS, seed=1)
+    found = calibrators_of(predictor, rows, TASKS, seed=1)
+    calibrators, replicates = found.calibrators, found.replicates
+    assert found.stack is None
     raw, y = predictor.raw(rows), rows.frame
     default, spend = calibrators["default"], calibrators["spend"]
     assert isinstance(default, BinaryCalibrator) and isinstance(spend, AmountCalibrator)
@@ -77,7 +81,7 @@ def test_the_seed_alone_decides() -> None:
     predictor, rows = world()
     one, same, other = (calibrators_of(predictor, rows, TASKS, seed) for seed in (1, 1, 2))
     assert one == same
-    assert one[1] != other[1]
+    assert one.replicates != other.replicates
 
 
 def test_a_net_refund_counts_as_nothing_spent() -> None:
@@ -123,8 +127,45 @@ def test_an_empty_role_is_named(
 
 def test_one_row_of_a_class_still_gives_a_finite_interval() -> None:
     rare: list[float | None] = [float(row == 0) for row in range(ROWS)]
-    calibrators, replicates = calibrators_of(*world(default=rare), TASKS, seed=1)
+    found = calibrators_of(*world(default=rare), TASKS, seed=1)
+    calibrators, replicates = found.calibrators, found.replicates
     assert 0 < calibrators["default"].apply([0.0])[0] < 1
     # samples that drew no positive are left out
     assert 0 < len(replicates["default"]) < REPLICATES
     assert all(np.isfinite(one.apply([0.0])).all() for one in replicates["default"])
+
+
+class Known:
+    """Trees that give what a column says."""
+
+    columns = 1
+
+    def raw(self, x_NC: NDArray[np.float32]) -> NDArray[np.float64]:
+        return x_NC[:, 0].astype(np.float64)
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_an_expert_has_a_say_where_it_helps(helps: bool) -> None:
+    """The expert knows the half of the truth that the network does not, or nothing."""
+    rng = np.random.default_rng(3)
+    seen, unseen = rng.normal(size=(2, 4 * ROWS))
+    said = unseen if helps else rng.permutation(unseen)
+    y = (rng.random(4 * ROWS) < expit(seen + unseen - 1)).astype(float)
+    frame = pl.DataFrame({"y_default": y, "hint": said})
+    rows = Features(frame, tabular=("hint",), categorical=(), social=())
+    predictor = cast(Predictor, Fixed({"default": seen}))
+    expert = Expert(Columns(("hint",)), {"default": cast(Trees, Known())}, (0.0,))
+    found = calibrators_of(predictor, rows, {"default": TASKS["default"]}, 1, expert)
+    assert found.stack is not None and found.stack.medians == (0.0,)
+    own = found.stack.tasks["default"]
+    assert set(own.alone) == {NETWORK, LIGHTGBM}
+    if not helps:
+        assert own.weights == ALONE and set(map(str, own.replicates)) == {str(ALONE)}
+        assert found.calibrators["default"] == own.alone[NETWORK]
+        return
+    assert own.weights[LIGHTGBM] == pytest.approx(0.5, abs=0.1)
+    assert own.cv_loss["stack"] < own.cv_loss["network"]
+    assert len(own.replicates) == len(found.replicates["default"])
+    assert len({weights[LIGHTGBM] for weights in own.replicates}) > 1
+    value = combine("binary", own.weights, {NETWORK: seen, LIGHTGBM: said})
+    assert found.calibrators["default"].apply(value).mean() == pytest.approx(y.mean(), abs=1e-3)

@@ -1,0 +1,116 @@
+"""A stack is scored as a network is: one artifact, one scorer, the same answer in any company."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+from scipy.special import logit
+
+from models.data.features import Features
+from models.data.history import History
+from models.data.rows import number
+from models.scoring import predict, scorecard
+from models.scoring.scorer import Scorer
+from models.scoring.stack import LIGHTGBM, NETWORK, combine
+
+
+@pytest.fixture(scope="module")
+def scores(stacked: Scorer, history: History, rows: pl.DataFrame) -> pl.DataFrame:
+    return stacked.score(history, rows)
+
+
+def probability(scores: pl.DataFrame, task: str = "default") -> np.ndarray:
+    return scores[task].struct.field("probability").to_numpy()
+
+
+def test_the_final_value_is_the_calibrated_mean_of_the_sources(
+    stacked: Scorer, known: Features
+) -> None:
+    assert stacked.expert is not None and stacked.spec.stack is not None
+    network = stacked.predictor.raw(known)
+    x = stacked.expert.columns.matrix(known.frame)
+    found = stacked.score_features(known)
+    for name, field in (("default", "probability"), ("spend", "amount")):
+        values = {NETWORK: network[name], LIGHTGBM: stacked.expert.trees[name].raw(x)}
+        weights = stacked.spec.stack.tasks[name].weights
+        value = combine(stacked.spec.tasks[name].kind, weights, values)
+        expected = stacked.spec.calibrators[name].apply(value)
+        np.testing.assert_allclose(found[name].struct.field(field), expected, rtol=1e-6)
+        assert np.abs(expected - stacked.spec.calibrators[name].apply(network[name])).max() > 1e-3
+
+
+def test_a_task_whose_network_is_alone_is_scored_without_the_expert(
+    scorer: Scorer, scores: pl.DataFrame, history: History, rows: pl.DataFrame
+) -> None:
+    alone = scorer.score(history, rows)
+    assert_frame_equal(scores.select("fraud"), alone.select("fraud"))
+    assert not scores["default"].equals(alone["default"])
+
+
+def test_score_grade_and_intervals_are_of_the_stack(stacked: Scorer, scores: pl.DataFrame) -> None:
+    pd = probability(scores)
+    assert scores["score"].to_numpy() == pytest.approx(scorecard.score(pd, stacked.spec.scorecard))
+    for task, field in (("default", "probability"), ("spend", "amount")):
+        own = scores[task].struct.unnest()
+        assert (own["low"] <= own[field]).all() and (own[field] <= own["high"]).all()
+        assert (own["low"] < own["high"]).all()
+
+
+def test_alone_in_company_and_in_other_batches(
+    stacked: Scorer,
+    history: History,
+    rows: pl.DataFrame,
+    scores: pl.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predict, "ROWS", 7)
+    assert probability(stacked.score(history, rows)) == pytest.approx(probability(scores), abs=1e-6)
+    for k in (0, 11, rows.height - 1):
+        user = pl.col("user_key") == rows["user_key"][k]
+        own = replace(history, recent=history.recent.filter(user))
+        one = stacked.score(own, number(rows.drop("row")[k : k + 1]))
+        assert probability(one) == pytest.approx(probability(scores)[k : k + 1], abs=1e-6)
+
+
+def test_no_rows_have_the_same_columns(
+    stacked: Scorer, history: History, rows: pl.DataFrame, scores: pl.DataFrame
+) -> None:
+    assert stacked.score(history, rows.head(0)).schema == scores.schema
+
+
+def test_each_source_alone_is_calibrated_by_itself(
+    stacked: Scorer, scorer: Scorer, known: Features
+) -> None:
+    alone = stacked.alone(known)
+    assert alone.columns == ["default", "fraud", "spend"]
+    for name, field in (("default", "probability"), ("fraud", "probability"), ("spend", "amount")):
+        sources = alone[name].struct.unnest()
+        assert sources.columns == [NETWORK, LIGHTGBM]
+        plain = scorer.score_features(known)[name].struct.field(field)
+        np.testing.assert_allclose(sources[NETWORK], plain, rtol=1e-6)
+        y = known.frame[f"y_{name}"]
+        assert sources[LIGHTGBM].filter(y.is_not_null()).mean() == pytest.approx(y.mean(), rel=0.02)
+    assert scorer.alone(known).is_empty()
+
+
+def test_a_reason_is_a_part_of_the_final_log_odds(stacked: Scorer, known: Features) -> None:
+    """A row whose columns of a reason are at the median already has no effect of it; moving them
+    there changes the final log odds by just that effect."""
+    assert stacked.expert is not None
+    reason = next(r for r in stacked._reasons if r.code == "profile")
+    (column,) = (known.tabular[k] for k in reason.columns)
+    median = stacked.expert.medians[reason.columns[0]]
+    at_median = replace(known, frame=known.frame.with_columns(pl.lit(median).alias(column)))
+    before, after = (stacked.score_features(f) for f in (known, at_median))
+    rise = logit(probability(before)) - logit(probability(after))
+    told = [
+        {r["code"]: r["effect"] for r in reasons}.get("profile") for reasons in before["reasons"]
+    ]
+    assert any(told)
+    # the network's median is a score of 0, the trees' the value itself: alike but for ties
+    for effect, moved in zip(told, rise, strict=True):
+        if effect is not None:
+            assert effect == pytest.approx(moved, abs=1e-3)
+    assert not any("profile" in [r["code"] for r in reasons] for reasons in after["reasons"])
