@@ -96,15 +96,17 @@ def labelled_months(tables: Tables, split: Split) -> list[datetime]:
     Raises UserError where there are no labels.
     """
     if "labels" not in tables.versions:
-        raise UserError("split.schedule is labels, but no source maps to the labels table")
+        raise UserError(
+            f"split.schedule is {split.schedule}, but no source maps to the labels table"
+        )
     found = over(tables.buckets, partial(_months_of, tables, split), "graph: months")
     return sorted({month for months in found for month in months})
 
 
 def _months_of(tables: Tables, split: Split, bucket: int) -> list[datetime]:
-    labels = tables.read("labels", bucket, ["as_of"])
+    labels = tables.read("labels", bucket, ["as_of", "period"])
     assert labels is not None
-    inside = labels.filter(split.role_of(pl.col("as_of")).is_not_null())
+    inside = labels.filter(split.role_of(pl.col("as_of"), pl.col("period")).is_not_null())
     return inside["as_of"].dt.truncate("1mo").unique().to_list()
 
 

@@ -15,8 +15,9 @@ TIME = pl.Datetime("us", "UTC")
 def training_rows(events: pl.DataFrame, labels: pl.DataFrame | None, split: Split) -> pl.DataFrame:
     """(row, user_key, as_of, role, proposed_amount, proposed_category), by user and time.
 
-    By schedule: everyone with an event before a month start, labelled or not. By labels: each
-    labelled user and time. Either way with the transaction that a label is about, if any.
+    By schedule: everyone with an event before a month start, labelled or not. By labels, and where
+    roles are given: each labelled user and time. Either way with the transaction that a label is
+    about, if any.
     """
     proposed = _proposals(labels)
     if split.schedule == "month":
@@ -27,14 +28,14 @@ def training_rows(events: pl.DataFrame, labels: pl.DataFrame | None, split: Spli
         rows = first.join(starts, how="cross").filter(pl.col("first") < pl.col("as_of"))
         rows = rows.join(proposed, on=["user_key", "as_of"], how="left")
     else:
-        rows = proposed.with_columns(role=split.role_of(pl.col("as_of")))
+        rows = proposed.with_columns(role=split.role_of(pl.col("as_of"), pl.col("period")))
         rows = rows.filter(pl.col("role").is_not_null())
     columns = ("user_key", "as_of", "role", "proposed_amount", "proposed_category")
     return number(rows.select(columns).sort("user_key", "as_of"))
 
 
 def _proposals(labels: pl.DataFrame | None) -> pl.DataFrame:
-    """(user_key, as_of, proposed_amount float64, proposed_category): once a labelled time."""
+    """(user_key, as_of, proposed_amount, proposed_category, period): once a labelled time."""
     if labels is None:
         schema = pl.Schema(
             {
@@ -42,11 +43,13 @@ def _proposals(labels: pl.DataFrame | None) -> pl.DataFrame:
                 "as_of": TIME,
                 "proposed_amount": pl.Float64(),
                 "proposed_category": pl.String(),
+                "period": pl.String(),
             }
         )
         return pl.DataFrame(schema=schema)
     return labels.group_by("user_key", "as_of").agg(
-        pl.col("proposed_amount").max().cast(pl.Float64), pl.col("proposed_category").max()
+        pl.col("proposed_amount").max().cast(pl.Float64),
+        pl.col("proposed_category", "period").max(),
     )
 
 

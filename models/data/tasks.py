@@ -7,7 +7,7 @@ SQL aggregate over the user's events in the outcome window `[as_of, as_of + wind
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 from pydantic import Field, model_validator
@@ -57,21 +57,37 @@ class Split(Strict):
     """Which as-of dates belong to which role; monthly dates where `schedule` is set.
 
     `schedule: month` takes every month start inside the periods, for everyone with an event
-    before it; `schedule: labels` takes the rows of `labels`, with their own times.
+    before it; `schedule: labels` takes the rows of `labels`, with their own times; `schedule:
+    given`, for data without time, takes the rows of `labels` at the one date `as_of`, each in the
+    role that the period of its file names.
     """
 
-    schedule: Literal["month", "labels"] = "month"
+    schedule: Literal["month", "labels", "given"] = "month"
     fit: Period
     select: Period
     calibrate: Period
     test: Period
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_date(cls, values: Any) -> Any:
+        """`as_of`, which stands for the periods of all roles."""
+        if not isinstance(values, dict) or values.get("schedule") != "given":
+            return values
+        others = {name: value for name, value in values.items() if name != "as_of"}
+        if len(others) == len(values):
+            return values
+        period = {"first": values["as_of"], "last": values["as_of"]}
+        return {**dict.fromkeys(ROLES, period), **others}
 
     def period(self, role: Role) -> Period:
         period: Period = getattr(self, role)
         return period
 
     def check(self, tasks: Mapping[str, Task]) -> None:
-        """Roles in time order, an outcome window apart. Raises UserError."""
+        """Roles in time order, an outcome window apart, unless they are given. Raises UserError."""
+        if self.schedule == "given":
+            return
         window = max(task.window for task in tasks.values())
         for before, after in pairwise(ROLES):
             end, start = self.period(before).last, self.period(after).first
@@ -85,8 +101,12 @@ class Split(Strict):
         """Every month start inside the periods, with its role, in time order."""
         return [(role, t) for role in ROLES for t in month_starts(self.period(role))]
 
-    def role_of(self, as_of: pl.Expr) -> pl.Expr:
-        """The role of an as-of time; null outside the periods."""
+    def role_of(self, as_of: pl.Expr, period: pl.Expr) -> pl.Expr:
+        """The role of an as-of time, or of the period of a label's file; null where none."""
+        if self.schedule == "given":
+            first = midnight(self.fit.first)
+            inside = (as_of >= first) & (as_of < first + timedelta(days=1))
+            return pl.when(inside & period.is_in(ROLES)).then(period)
         result = pl.lit(None, dtype=pl.String)
         for role in ROLES:
             p = self.period(role)

@@ -82,7 +82,19 @@ def test_by_labels_each_labelled_user_and_time(make_labels: Make, make_events: M
         assert training_rows(events, order, split_by("labels")).rows() == expected
 
 
-@pytest.mark.parametrize("schedule", ["month", "labels"])
+def test_given_roles_are_the_periods_of_the_labels(make_labels: Make, make_events: Make) -> None:
+    """At the one date only; a file of another name has no role."""
+    split = Split.model_validate({"schedule": "given", "as_of": "2024-04-01"})
+    given = [(1, "test"), (2, "fit"), (3, "select"), (4, "calibrate"), (5, "more"), (6, "")]
+    at_once = [{"user_key": user, "period": role, "as_of": on(4)} for user, role in given]
+    later = {"user_key": 7, "period": "fit", "as_of": on(4, 2)}
+    rows = training_rows(make_events([]), make_labels([*at_once, later]), split)
+    assert rows.select("user_key", "role").rows() == given[:4]
+    check_dates(split, {"default": BINARY}, None)  # no window lies between roles that are given
+    assert Split.model_validate(split.model_dump(mode="json")) == split
+
+
+@pytest.mark.parametrize("schedule", ["month", "labels", "given"])
 def test_no_rows_have_the_columns_of_rows(make_events: Make, schedule: str) -> None:
     rows = training_rows(make_events([]), empty(LABELS), split_by(schedule))
     assert rows.is_empty()

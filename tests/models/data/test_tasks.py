@@ -169,7 +169,7 @@ def test_the_role_of_a_time() -> None:
     start = datetime(2024, 3, 1, tzinfo=UTC)
     times = [start - TICK, start, start + 2 * DAY - TICK, start + 2 * DAY]
     frame = pl.DataFrame({"t": times}, schema={"t": pl.Datetime("us", "UTC")})
-    roles = frame.select(split.role_of(pl.col("t")))
+    roles = frame.select(split.role_of(pl.col("t"), pl.lit("fit")))
     assert roles.to_series().to_list() == [None, "select", "select", None]
 
 
