@@ -55,7 +55,8 @@ class Scorer:
         `rows`: row (0 … n−1), user_key, as_of [us, UTC], optionally proposed_amount and
         proposed_category (null: none is proposed). Returned, in the same order: row, user_key,
         as_of, baseline_date, graph_date, saturated; a struct a task ({probability, low, high} or
-        {amount, low, high}); score 0–100, grade; weights {text, behaviour, tabular, social};
+        {amount, low, high}); score 0–100, grade; weights {text, behaviour, tabular, social} of
+        the network's attention;
         reasons [{code, text, effect in log odds}]; decision {action, review_level, limit, tier};
         model_sha256.
         """
