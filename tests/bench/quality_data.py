@@ -1,0 +1,199 @@
+"""The data sets of `make bench-quality` as raw files and a configuration, one after another.
+
+Data without time stands at one date: a row of the data is a user with one event (the review) or
+six (the months of a statement) before it, and a labels file a role.
+"""
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from models.data.tasks import ROLES
+from models.scoring.scorecard import ScorecardConfig, score
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+AS_OF, BEFORE = "2024-02-01", "2024-01-15"
+# F1 is that of the policy's first threshold: here whether the outcome is more likely than not.
+EVEN = float(score(np.array([0.5]), ScorecardConfig())[0])
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """`write`: raw files into a folder → the configuration; `task`: whose figures count."""
+
+    task: str
+    write: Callable[[Path, int], Tree]
+
+
+def clothing(rating: bool) -> Callable[[Path, int], Tree]:
+    """Women's Clothing with its published split; select is the published validation set."""
+
+    def write(folder: Path, rows: int) -> Tree:
+        source = SHARED / "womens_clothing"
+        frame = pl.read_parquet(source / "reviews.parquet").rename({"__index_level_0__": "user"})
+        role = np.where(np.arange(frame.height) % 8 == 0, "calibrate", "fit")
+        frame = frame.with_columns(role=pl.Series(role))
+        for name, file in (("select", "womens_val.csv"), ("test", "womens_test.csv")):
+            held = pl.read_csv(source / file, columns=[0]).to_series().implode()
+            now = pl.when(pl.col("user").is_in(held)).then(pl.lit(name)).otherwise("role")
+            frame = frame.with_columns(role=now)
+        text = pl.concat_str("Title", "Review Text", separator=". ", ignore_nulls=True)
+        frame = _fewer(frame, rows).select(
+            "user",
+            "role",
+            text=text,
+            item=pl.col("Clothing ID"),
+            category=pl.col("Class Name"),
+            age=pl.col("Age"),
+            votes=pl.col("Positive Feedback Count"),
+            rating=pl.col("Rating"),
+            division=pl.col("Division Name"),
+            department=pl.col("Department Name"),
+            class_name=pl.col("Class Name"),
+            label=pl.col("Recommended IND"),
+        )
+        numeric = ["age", "votes", *(["rating"] if rating else [])]
+        categorical = ["division", "department", "class_name"]
+        tree = _tree(folder, frame, "recommended", numeric, categorical)
+        tree["features"]["max_tokens"] = 128
+        return tree
+
+    return write
+
+
+def chinese(folder: Path, rows: int) -> Tree:
+    """Chinese reviews: 2,000 to learn from, of which a fifth selects and calibrates; 1,000 test."""
+    archive = SHARED / "online_shopping_10_cats" / "online_shopping_10_cats.zip"
+    with zipfile.ZipFile(archive) as files:
+        content = files.read(next(n for n in files.namelist() if n.endswith(".csv")))
+    frame = pl.read_csv(content).drop_nulls("review").sample(3000, seed=1, shuffle=True)
+    role = ["test"] * 1000 + ["fit"] * 1600 + ["select"] * 200 + ["calibrate"] * 200
+    frame = frame.select(
+        role=pl.Series(role),
+        user=pl.int_range(pl.len()),
+        text=pl.col("review"),
+        category=pl.col("cat"),
+        label=pl.col("label"),
+    )
+    tree = _tree(folder, _fewer(frame, rows), "positive", [], [])
+    tree["features"]["max_tokens"] = 96
+    return tree
+
+
+def taiwan(fold: int) -> Callable[[Path, int], Tree]:
+    """UCI credit cards, one fold of five as test; the six months of a card are its events."""
+
+    def write(folder: Path, rows: int) -> Tree:
+        path = SHARED / "uci_credit_card" / "UCI_Credit_Card.csv"
+        raw = pl.read_csv(path, infer_schema_length=None)
+        order = np.random.default_rng(1).permutation(raw.height) % 5
+        rest = np.random.default_rng(2).random(raw.height)
+        role = np.select(
+            [order == fold, rest < 0.1, rest < 0.2], ["test", "select", "calibrate"], "fit"
+        )
+        frame = raw.with_columns(role=pl.Series(role), user=pl.col("ID")).rename(
+            {"default.payment.next.month": "label"}
+        )
+        frame = _fewer(frame, rows)
+        months = [
+            frame.select(
+                "user",
+                time=pl.lit(f"2023-{12 - back:02}-15"),
+                kind=pl.format("status_{}", pl.col(f"PAY_{0 if back == 0 else back + 1}")),
+                amount=pl.col(f"PAY_AMT{back + 1}"),
+            )
+            for back in range(6)
+        ]
+        numeric = [c for c in raw.columns if c.startswith(("LIMIT", "PAY", "BILL", "AGE"))]
+        categorical = ["SEX", "EDUCATION", "MARRIAGE"]
+        return _tree(folder, frame, "default", numeric, categorical, pl.concat(months))
+
+    return write
+
+
+def _fewer(frame: pl.DataFrame, rows: int) -> pl.DataFrame:
+    """About so many rows, the same ones each time; all of them for 0."""
+    if not rows or rows >= frame.height:
+        return frame
+    return frame.sample(rows, seed=1)
+
+
+def _tree(
+    folder: Path,
+    frame: pl.DataFrame,
+    task: str,
+    numeric: list[str],
+    categorical: list[str],
+    events: pl.DataFrame | None = None,
+) -> Tree:
+    """Writes events, users and a labels file a role; the configuration that reads them."""
+    own = {"user_id": "user", "event_time": f"'{BEFORE}'", "event_type": "'review'"}
+    if events is None:
+        mapped = {**own, "category": "category", "text": "text"}
+        events = frame.select("user", "category", "text")
+    else:
+        mapped = {"user_id": "user", "event_time": "time", "event_type": "kind", "amount": "amount"}
+    (folder / "labels").mkdir(parents=True)
+    events.write_parquet(folder / "events.parquet")
+    frame.select("user", *numeric, *categorical).write_parquet(folder / "users.parquet")
+    for role in ROLES:
+        labels = frame.filter(pl.col("role") == role).select("user", "label")
+        labels.write_parquet(folder / "labels" / f"{role}.parquet")
+    profile = {name: name for name in (*numeric, *categorical)}
+    sources: Tree = {
+        "events": {
+            "table": "events",
+            "path": str(folder / "events.parquet"),
+            "currency": "XXX",
+            "max_rejected_fraction": 0.2,
+            "columns": mapped,
+        },
+        "labels": {
+            "table": "labels",
+            "path": str(folder / "labels" / "*.parquet"),
+            "period": r"labels/(\w+)\.parquet",
+            "columns": {
+                "user_id": "user",
+                "task": f"'{task}'",
+                "as_of": f"'{AS_OF}'",
+                "value": "label",
+                "matured_at": f"'{AS_OF}'",
+            },
+        },
+    }
+    if profile:
+        sources["users"] = {
+            "table": "users",
+            "path": str(folder / "users.parquet"),
+            "immutable": True,
+            "columns": {"user_id": "user", **profile},
+        }
+    return {
+        "lake": str(folder / "lake"),
+        "work": str(folder / "work"),
+        "secret_file": str(folder / "secret"),
+        "buckets": 4,
+        "sources": sources,
+        "profile": {"numeric": numeric, "categorical": categorical},
+        "tasks": {task: {"kind": "binary"}},
+        "roles": {"pd": task},
+        "split": {"schedule": "given", "as_of": AS_OF},
+        "policy": {"decline_below": EVEN},
+        "features": {"max_texts": 1},
+        "stack": {"experts": ["lightgbm"]},
+        "train": {"loop": {"epochs": 4, "frozen_epochs": 2, "learning_rate": 0.002}},
+    }
+
+
+DATA = {
+    "clothing": DataSet("recommended", clothing(rating=False)),
+    "clothing_rating": DataSet("recommended", clothing(rating=True)),
+    "chinese": DataSet("positive", chinese),
+    **{f"taiwan_{fold}": DataSet("default", taiwan(fold)) for fold in range(5)},
+}
