@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -56,7 +55,7 @@ class Snapshot(Strict):
         """The role's files, one a bucket that has rows."""
         return sorted(str(p) for p in (Path(self.folder) / role).glob("*.parquet"))
 
-    def read(self, role: Role, columns: Sequence[str] | None = None) -> Features:
+    def read(self, role: Role, columns: list[str] | None = None) -> Features:
         """All rows of a role, numbered anew; only some columns where they are named."""
         frames = [pl.read_parquet(f, columns=columns) for f in self.files(role)]
         if not frames:
