@@ -18,7 +18,7 @@ from models.nets.pretrain_events import TowerSpec, load_tower
 from models.nets.text import encoder_to_train
 from ray_jobs.config import Config
 from ray_jobs.loader import Frames, Loader
-from ray_jobs.observed import Observer
+from ray_jobs.observed import Figures, Observer, quality
 from ray_jobs.snapshot import Snapshot
 
 WEIGHTS = "network.safetensors"
@@ -37,6 +37,7 @@ class Rank:
     ranks: int = 1
     wrap: Callable[[Network], nn.Module] = unwrapped
     progress: Callable[[int, int], None] = lambda step, steps: None
+    figures: Figures = quality  # of the PD on the select role, after every epoch
 
     def train(
         self,
@@ -54,7 +55,7 @@ class Rank:
         if checkpoint is not None:
             network.load_state_dict(load_file(checkpoint / WEIGHTS))
             history = history_of(checkpoint)
-        observer = Observer(network, config.roles.pd)
+        observer = Observer(network, config.roles.pd, self.figures)
         loader = Loader(config, snapshot, frames, self.ranks, self.progress)
         loop = Loop(network, config.train.loop, loader.steps, self.device, self.wrap)
         if checkpoint is not None:

@@ -4,6 +4,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -13,7 +14,9 @@ from models.data.strict import Strict
 from models.nets.fit import Loop
 from ray_jobs.config import Config
 from ray_jobs.frames import Frames
-from ray_jobs.rank import History, Rank, history_of, keep, latest
+from ray_jobs.loader import SELECT_ROWS
+from ray_jobs.observed import Figures, cost, fairness_gap, groups_of, quality
+from ray_jobs.rank import History, Rank, history_of, keep, latest, network_of
 from ray_jobs.snapshot import load
 from ray_jobs.train import EPOCHS, trainer
 
@@ -27,6 +30,7 @@ class Assignment(Strict):
     config: Config
     snapshot: str  # its folder
     folder: str  # for checkpoints
+    protected: str | None  # a file of user keys and attributes, where these are to be judged by
     runs: tuple[tuple[int, int | None], ...]  # a training each: added to the seed; fold
     folds: int | None
     share: float
@@ -42,14 +46,25 @@ def trial(told: dict[str, Any]) -> None:
     assignment = Assignment.model_validate(told)
     ranks = assignment.config.train.workers
     try:
+        fixed = _fixed(assignment)
         for number in range(len(assignment.runs)):
-            (_train if ranks == 1 else _train_ranks)(assignment, number)
+            (_train if ranks == 1 else _train_ranks)(assignment, number, fixed)
     except Exception as error:
         why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         tune.report({FAILED: why, TRACE: traceback.format_exc()})
 
 
-def _train(assignment: Assignment, number: int) -> None:
+def _fixed(assignment: Assignment) -> dict[str, float]:
+    """The figures that training does not change."""
+    config = assignment.config
+    if "cost" not in config.tune.objectives:
+        return {}
+    torch.set_num_threads(assignment.threads)
+    snapshot = load(Path(assignment.snapshot))
+    return {"cost": cost(network_of(config, snapshot), config, snapshot)}
+
+
+def _train(assignment: Assignment, number: int, fixed: dict[str, float]) -> None:
     """One training in this process, from its last checkpoint on."""
     _, fold = assignment.runs[number]
     config, snapshot = assignment.config, load(Path(assignment.snapshot))
@@ -59,13 +74,14 @@ def _train(assignment: Assignment, number: int) -> None:
     folder = Path(assignment.folder) / str(number)
     last = latest(folder)
     if last is not None:  # the driver may not have heard of it, or is another one
-        _report(assignment, number, history_of(last))
+        _report(assignment, number, fixed, history_of(last))
 
     def done(history: History, loop: Loop) -> None:
         keep(folder, loop, history)
-        _report(assignment, number, history)
+        _report(assignment, number, fixed, history)
 
-    Rank(torch.device("cuda" if torch.cuda.is_available() else "cpu"), assignment.threads).train(
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    Rank(device, assignment.threads, figures=_figures(assignment, frames)).train(
         _seeded(assignment, number),
         snapshot.model_copy(update={"rows": snapshot.rows | {"fit": frames.count()}}),
         frames,
@@ -74,30 +90,40 @@ def _train(assignment: Assignment, number: int) -> None:
     )
 
 
-def _train_ranks(assignment: Assignment, number: int) -> None:
+def _figures(assignment: Assignment, frames: Frames) -> Figures:
+    """What the select role is judged by."""
+    if assignment.protected is None:
+        return quality
+    keys = pl.concat([part.select("user_key") for part in frames("select", SELECT_ROWS)])
+    groups = groups_of(keys["user_key"], pl.read_parquet(assignment.protected))
+    return lambda y, p: quality(y, p) | {"fairness_gap": fairness_gap(groups, y, p)}
+
+
+def _train_ranks(assignment: Assignment, number: int, fixed: dict[str, float]) -> None:
     """One training by several ranks of Ray Train, from its last checkpoint on."""
     config, snapshot = _seeded(assignment, number), load(Path(assignment.snapshot))
-    callbacks = [_ToTune(number)]
+    callbacks = [_ToTune(number, fixed)]
     result = trainer(
         config, snapshot, Path(assignment.folder), str(number), callbacks=callbacks
     ).fit()
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as last:  # all of it may have been done before
-        _report(assignment, number, history_of(Path(last)))
+        _report(assignment, number, fixed, history_of(Path(last)))
 
 
 class _ToTune(TuneReportCallback):
     """Passes the epochs of a run of ranks on to Tune."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, fixed: dict[str, float]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.number = number
+        self.number, self.fixed = number, fixed
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Called after every epoch, with a dictionary a rank."""
-        told = {RUN: self.number, EPOCHS: metrics[0][EPOCHS]}
+        epochs = [epoch | self.fixed for epoch in metrics[0][EPOCHS]]
+        told = {RUN: self.number, EPOCHS: epochs}
         super().after_report(run_context, [told], None)
 
 
@@ -106,9 +132,9 @@ def _seeded(assignment: Assignment, number: int) -> Config:
     return assignment.config.model_copy(update={"seed": seed})
 
 
-def _report(assignment: Assignment, number: int, history: History) -> None:
-    lacking = set(assignment.config.tune.objectives) - set(history[-1])
+def _report(assignment: Assignment, number: int, fixed: dict[str, float], history: History) -> None:
+    lacking = set(assignment.config.tune.objectives) - set(history[-1]) - set(fixed)
     if lacking:
         task = assignment.config.roles.pd
         raise UserError(f"{lacking.pop()}: there are not both outcomes of {task} to judge by")
-    tune.report({RUN: number, EPOCHS: history})
+    tune.report({RUN: number, EPOCHS: [epoch | fixed for epoch in history]})

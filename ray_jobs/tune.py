@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import polars as pl
 import ray
 from ray import tune as ray_tune
 from ray.tune.schedulers import FIFOScheduler
@@ -26,6 +27,7 @@ from tuning.search import Epochs, Job, Search, load_study, open_study
 from tuning.space import Space, applied
 from tuning.summary import Study, summary
 
+PROTECTED = "protected.parquet"  # there while the trials run
 TINY = 0.01  # of a CPU, for a trial that only waits for its ranks
 
 
@@ -56,6 +58,7 @@ def tune(config: Config, tables: Tables) -> None:
     try:
         feed.run()
     finally:  # of a search that was cut off too, so far
+        (_folder(config) / PROTECTED).unlink(missing_ok=True)
         found = summary(study, config.tune.objectives, list(space.parameters), space.defaults())
         page = write_tuning_report(found, _folder(config) / "tuning_report.html")
     for line in told(found):
@@ -114,6 +117,19 @@ def _identity(config: Config, tables: Tables, space: Space) -> dict[str, Any]:
     }
 
 
+def _protected(config: Config, tables: Tables) -> str | None:
+    """A file of the protected attributes, where trials are to be judged by them."""
+    if "fairness_gap" not in config.tune.objectives:
+        return None
+    parts = [tables.read("protected", bucket) for bucket in range(config.buckets)]
+    known = [part for part in parts if part is not None]
+    if not known or not config.profile.protected:
+        raise UserError("tune.objectives: fairness_gap needs protected attributes in the lake")
+    path = _folder(config).resolve() / PROTECTED
+    pl.concat(known).select("user_key", *config.profile.protected).write_parquet(path)
+    return str(path)
+
+
 class Feed(Searcher):
     """Gives Tune the jobs of the phases, one phase after the other, and tells the phases."""
 
@@ -124,6 +140,7 @@ class Feed(Searcher):
         self.identity, self.why = identity, ""
         self.phases, self.config, self.tables = phases, config, tables
         self.jobs: dict[str, tuple[Phase, Job]] = {}  # by Tune's id of a trial
+        self.protected = _protected(config, tables)
         self.snapshots: dict[str, str] = {}  # by the features they were made with
         self.concurrent = concurrency(config)
         self.failed: dict[str, str] = {}  # why, by Tune's id
@@ -204,6 +221,7 @@ class Feed(Searcher):
             config=config,
             snapshot=self._snapshot(config),
             folder=str(self._checkpoints(job)),
+            protected=self.protected,
             runs=tuple(job.runs),
             folds=job.folds,
             share=job.share,

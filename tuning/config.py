@@ -45,4 +45,6 @@ class TuneConfig(Strict):
             raise ValueError("objectives: one is named twice")
         if self.workers > 1 and (self.folds is not None or self.share < 1):
             raise ValueError("folds and share are for trials of one rank (workers: 1)")
+        if self.workers > 1 and "fairness_gap" in self.objectives:
+            raise ValueError("fairness_gap is for trials of one rank (workers: 1)")
         return self

@@ -1,0 +1,121 @@
+"""A search on a cluster: trials are trained, stopped, confirmed; what won is trained by `train`."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import ray.data
+
+from models.data.schema import UserError
+from ray_jobs import jobs, snapshot, tune
+from ray_jobs.config import Config
+from ray_jobs.frames import Frames
+from tuning.confirm import confirmed
+from tuning.search import RUNS, ended, load_study
+from tuning.space import applied
+
+RATE = "train.loop.learning_rate"
+SMALL = {"train.loop.epochs": 2, "train.select_rows": 200, "train.loop.batch_rows": 256}
+
+
+def tuned(config: Config, **keys: Any) -> Config:
+    """The configuration with a search in it."""
+    base = {"concurrent": 2, "cpus_per_trial": 0.5, "share": 0.3, "confirm": 0}
+    tree = applied(config, SMALL).model_dump(mode="json")
+    return Config.model_validate(tree | {"tune": base | keys})
+
+
+@pytest.fixture(scope="module")
+def searched(demo_run: Config) -> Config:
+    """A search of four trials, the best of them confirmed."""
+    space = {RATE: [0.0001, 0.003], "network.width": [16, 32]}
+    config = tuned(demo_run, name="one", trials=4, space=space, confirm=1, confirm_seeds=2)
+    tune.tune(config, jobs.tables(config))
+    return config
+
+
+def test_trials_are_trained_and_the_best_confirmed(searched: Config) -> None:
+    study = load_study(tune.storage_of(searched), "one")
+    trials = ended(study)
+    assert len(trials) == 4 and trials[0].params == {RATE: 0.003, "network.width": 32}
+    assert all(0 < trial.values[0] < 1 for trial in trials)
+    epochs = trials[0].user_attrs[RUNS][0]
+    assert {"train_loss", "select_loss", "log_loss", "auc", "seconds"} <= set(epochs[0])
+    assert all(len(seeds) == 2 for seeds in confirmed(study).values()) and confirmed(study)
+    folder = Path(searched.work) / "tuning" / "one"
+    assert "Confirmation" in (folder / "tuning_report.html").read_text(encoding="utf-8")
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_the_same_command_again_runs_nothing(
+    searched: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune.tune(searched, jobs.tables(searched))
+    told = capsys.readouterr().out
+    assert "tune: trial 0" not in told and "4 trials" in told
+
+
+def test_train_takes_what_won_or_a_named_trial(searched: Config) -> None:
+    study = load_study(tune.storage_of(searched), "one")
+    best = tune.from_study(searched, None)
+    assert best.train.loop.learning_rate in (0.0001, 0.003)
+    whole = [trial for trial in ended(study) if trial.state.name == "COMPLETE"]
+    for trial in whole:
+        named = tune.from_study(searched, trial.number)
+        assert named.network.width == trial.params["network.width"]
+    with pytest.raises(UserError, match="there is no study 'two'"):
+        tune.from_study(tune.named(searched, "two"), None)
+
+
+def test_another_space_under_the_same_name_is_refused(searched: Config) -> None:
+    other = tuned(searched, name="one", space={RATE: [0.001, 0.003]})
+    with pytest.raises(UserError, match=f"'one' is another search: space.{RATE}"):
+        tune.tune(other, jobs.tables(other))
+
+
+def test_a_failure_of_every_trial_is_told_once(
+    demo_run: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild, space = applied(demo_run, {RATE: 1e30}), {"network.width": [16, 32]}
+    config = tuned(wild, name="failing", trials=9, give_up_after=2, space=space)
+    with pytest.raises(UserError, match="the first [23] trials all failed: epoch 0, step"):
+        tune.tune(config, jobs.tables(config))
+    assert capsys.readouterr().out.count("Traceback") == 1
+    assert len(ended(load_study(tune.storage_of(config), "failing"))) <= 3
+
+
+def test_a_trial_sees_the_rows_that_a_rank_of_train_sees(demo_run: Config) -> None:
+    made = snapshot.snapshot(demo_run, jobs.tables(demo_run))
+    here = list(Frames(made, demo_run.train.select_rows, seed=0)("fit", 1000))
+    there = ray.data.read_parquet(made.files("fit"))
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    batches = there.iter_batches(batch_size=1000, batch_format="pyarrow")
+    for mine, table in zip(here, batches, strict=True):
+        frame = pl.from_arrow(table)
+        assert isinstance(frame, pl.DataFrame) and mine.equals(frame)
+
+
+@pytest.mark.parametrize(
+    ("keys", "total", "trials"),
+    [
+        ({"cpus_per_trial": 0.25}, {"CPU": 2.0}, 8),
+        ({}, {"CPU": 4.0, "GPU": 2.0}, 2),
+        ({"gpus_per_trial": 0.5}, {"CPU": 64.0, "GPU": 1.0}, 2),
+        ({"workers": 2}, {"CPU": 4.0}, 2),
+        ({"workers": 2}, {"CPU": 1.0}, 1),
+        ({"concurrent": 7}, {"CPU": 1.0}, 7),
+    ],
+)
+def test_as_many_at_a_time_as_the_cluster_holds(
+    demo_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    keys: dict[str, Any],
+    total: dict[str, float],
+    trials: int,
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: total)
+    monkeypatch.setattr("ray.nodes", lambda: [{}, {}])
+    alone = {"concurrent": None, "cpus_per_trial": 1.0, "share": 1.0}
+    assert tune.concurrency(tuned(demo_config, **(alone | keys))) == trials
