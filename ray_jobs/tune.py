@@ -121,7 +121,7 @@ def _protected(config: Config, tables: Tables) -> str | None:
     """A file of the protected attributes, where trials are to be judged by them."""
     if "fairness_gap" not in config.tune.objectives:
         return None
-    parts = [tables.read("protected", bucket) for bucket in range(config.buckets)]
+    parts = [tables.read("protected", bucket) for bucket in tables.buckets]
     known = [part for part in parts if part is not None]
     if not known or not config.profile.protected:
         raise UserError("tune.objectives: fairness_gap needs protected attributes in the lake")

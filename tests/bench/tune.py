@@ -89,7 +89,7 @@ class Bench:
         study.enqueue_trial(self.space.defaults())
 
         def objective(trial: optuna.Trial) -> float:
-            point = self.space.draw(lambda path, how: trial._suggest(path, how))
+            point = self.space.draw(trial._suggest)
             losses = self.losses[_name(point)]
             for count in range(1, EPOCHS + 1):
                 spent.epoch(losses, count)

@@ -67,7 +67,7 @@ def test_only_the_past_of_the_last_as_of_time_is_read(
     assert months == set(range(1, LAST))
     tables = jobs.tables(config)
     read = pretrain._Users(config, tables, snapshot.snapshot(config, tables))
-    users = pl.concat([read(bucket) for bucket in range(config.buckets)])
+    users = pl.concat([read(bucket) for bucket in tables.buckets])
     assert users.height == 30
     assert users["events_type"].list.len().unique().to_list() == [3 * (LAST - 1)]
     assert (users["events_age_h"].list.min() >= 0).all()

@@ -79,7 +79,7 @@ def test_a_failure_of_every_trial_is_told_once(
 ) -> None:
     wild, space = applied(demo_run, {RATE: 1e30}), {"network.width": [16, 32]}
     config = tuned(wild, name="failing", trials=9, give_up_after=2, space=space)
-    with pytest.raises(UserError, match="the first [23] trials all failed: epoch 0, step"):
+    with pytest.raises(UserError, match=r"the first [23] trials all failed: epoch 0, step"):
         tune.tune(config, jobs.tables(config))
     assert capsys.readouterr().out.count("Traceback") == 1
     assert len(ended(load_study(tune.storage_of(config), "failing"))) <= 3
