@@ -44,6 +44,7 @@ def start(config: ClusterConfig) -> None:
     # a task has one CPU: with a thread a core in each, tasks of Polars would crowd each other out
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
     ray.init(
+        "local",  # whatever else runs on this machine
         num_cpus=config.num_cpus or max(LEAST_CPUS, os.cpu_count() or 1),
         object_store_memory=config.object_store_mb << 20,
         include_dashboard=False,

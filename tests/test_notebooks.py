@@ -19,6 +19,7 @@ def test_there_is_a_notebook() -> None:
 @names
 def test_runs(path: Path, demo_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYCREDIT_DEMO_DIR", str(demo_dir))
+    monkeypatch.setenv("RAYCREDIT_BENCH_DATA", str(path.with_name("bench-data.json")))
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":

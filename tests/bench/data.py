@@ -38,11 +38,13 @@ def main() -> None:
     """Measure what the arguments ask for."""
     parser = argparse.ArgumentParser(prog="make bench-data", description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows that all work on")
-    parser.add_argument("--large", type=int, default=0, help="rows that raycredit alone ingests")
+    large = "numbers of rows that raycredit alone ingests"
+    parser.add_argument("--large", type=int, nargs="*", default=[], help=large)
     parser.add_argument("--rounds", type=int, default=3)
     jobs = [*PEERS, "nodes"]
     parser.add_argument("--jobs", nargs="*", default=jobs, choices=jobs)
     parser.add_argument("--folder", type=Path, help="where to keep the raw rows for another time")
+    parser.add_argument("--out", type=Path, help="a file for the line of JSON as well")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(args.folder or Path(temporary), Path(temporary))
@@ -56,7 +58,10 @@ def main() -> None:
         if args.large:
             result["large"] = bench.large(args.rows, args.large)
             show_large(result["large"])
-    print(json.dumps(result))
+    line = json.dumps(result)
+    if args.out:
+        args.out.write_text(line + "\n", encoding="utf-8")
+    print(line)
 
 
 class Bench:
@@ -78,14 +83,20 @@ class Bench:
         assert all(one == counts[OURS] for one in counts.values()), f"they disagree: {counts}"
         return {peer: _median(several, rows) | counts[peer] for peer, several in runs.items()}
 
-    def large(self, few: int, rows: int) -> Run:
-        """One ingest of many rows, and its rate beside those of few, before it and after it."""
-        before, large, after = (self._alone(n) for n in (few, rows, few))
-        result = _median([large], rows) | large["counts"]
-        beside = _median([before, after], few)
-        ratio = result["rows_per_s"] / beside["rows_per_s"]
-        more = {"rows": rows, "spilled_bytes": large["spilled_bytes"], "rate_ratio": ratio}
-        return result | more | {"beside": beside}
+    def large(self, few: int, sizes: Sequence[int]) -> Run:
+        """One ingest of each size, and its rate beside those of few, before them and after."""
+        runs = []
+        for rows in (few, *sizes, few):
+            runs.append(self._alone(rows))
+            say(f"large, {rows:,} rows: {runs[-1]['seconds']:.1f} s")
+        beside = _median([runs[0], runs[-1]], few)
+        large = [
+            _median([run], rows) | run["counts"] | {"spilled_bytes": run["spilled_bytes"]}
+            for rows, run in zip(sizes, runs[1:-1], strict=True)
+        ]
+        for one in large:
+            one["rate_ratio"] = one["rows_per_s"] / beside["rows_per_s"]
+        return {"beside": beside, "runs": large}
 
     def nodes(self, rows: int, rounds: int) -> Run:
         """The ingest on one node of one core and on two, in turn."""
@@ -176,19 +187,19 @@ def show(job: str, runs: Run) -> None:
     Console(width=100).print(table)
 
 
-def show_large(run: Run) -> None:
+def show_large(result: Run) -> None:
     """The figures of many rows."""
-    few = f"of its rate at {run['beside']['rows']:,}"
+    few = f"of its rate at {result['beside']['rows']:,}"
     table = Table("ingest of", "rows/s", "seconds", "peak GiB a process", "spilled", few)
-    seconds, memory = f"{run['seconds']:.1f}", f"{run['peak_gib']:.2f}"
-    table.add_row(
-        f"{run['rows']:,} rows",
-        f"{run['rows_per_s']:,}",
-        seconds,
-        f"{memory} (goal ≤ 1.5)",
-        f"{run['spilled_bytes']:,} B",
-        f"{run['rate_ratio']:.2f} × (goal ≥ 0.9)",
-    )
+    for run in result["runs"]:
+        table.add_row(
+            f"{run['rows']:,} rows",
+            f"{run['rows_per_s']:,}",
+            f"{run['seconds']:.1f}",
+            f"{run['peak_gib']:.2f} (goal ≤ 1.5)",
+            f"{run['spilled_bytes']:,} B",
+            f"{run['rate_ratio']:.2f} × (goal ≥ 0.9)",
+        )
     Console(width=100).print(table)
 
 

@@ -3,6 +3,7 @@
 With `RAYCREDIT_BENCH_NODES` set, on so many nodes of one core, beside a head that runs no task.
 """
 
+import atexit
 import os
 from datetime import UTC
 from pathlib import Path
@@ -65,6 +66,7 @@ def start() -> None:
         started = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(nodes):
             started.add_node(num_cpus=1, object_store_memory=STORE)
+        atexit.register(started.shutdown)
         os.environ["RAY_ADDRESS"] = started.address
     cluster.start(ClusterConfig(num_cpus=2))
     ray.get([_imported.remote() for _ in range(nodes or 2)])
