@@ -166,7 +166,7 @@ class Space:
         )
 
     def _distribution(self, path: str) -> Distribution:
-        parameter, kinds = self.parameters[path], self.kinds[path]
+        parameter, kinds = self.parameters[path], _types_at(path, self.kinds) or set()
         if isinstance(parameter, Choice):
             return CategoricalDistribution(parameter.values)
         low, high, step = parameter.low, parameter.high, parameter.step
@@ -193,7 +193,8 @@ class Space:
 
     def _check_ends(self, path: str) -> None:
         """Refuse a value that the key alone does not take."""
-        parameter, whole = self.parameters[path], float not in self.kinds[path]
+        parameter = self.parameters[path]
+        whole = isinstance(self._distributions[path], IntDistribution)
         if isinstance(parameter, Choice):
             values = parameter.values
         else:
@@ -210,39 +211,65 @@ class Space:
 
 
 def applied(config: C, point: Mapping[str, Value]) -> C:
-    """The configuration with a point's values. Raises pydantic's ValidationError."""
+    """The configuration with a point's values. Raises pydantic's ValidationError.
+
+    A value inside an optional part switches that part on; None leaves it off.
+    """
     tree = config.model_dump(mode="json")
     for path, value in point.items():
         *parents, last = path.split(".")
-        node = tree
+        node: dict[str, Any] | None = tree
         for parent in parents:
-            if node.get(parent) is None:  # an optional part that is switched on
-                node[parent] = {}
+            assert node is not None
+            if node.get(parent) is None:
+                node[parent] = None if value is None else {}
             node = node[parent]
-        node[last] = value
+            if node is None:
+                break
+        else:
+            node[last] = value  # type: ignore[index]  # the loop ended on a part that is on
     return type(config).model_validate(tree)
 
 
 def value_at(config: BaseModel, path: str) -> Value:
-    """The value of a key; None inside an optional part that is switched off."""
+    """The value of a key; None where a part that it lies in is switched off."""
     node: Any = config
     for part in path.split("."):
-        node = getattr(node, part, None)
+        node = node.get(part) if isinstance(node, dict) else getattr(node, part, None)
     return typing.cast(Value, node)
 
 
-def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Keys that may be searched, with the types of their values."""
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, set[Any]]]:
+    """Keys that may be searched, with the types of their values; * for the names of a mapping."""
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
         if not any(f"{path}.".startswith(f"{s}.") or s.startswith(f"{path}.") for s in SEARCHED):
             continue
-        kinds = typing.get_args(field.annotation) or (field.annotation,)
+        kinds = set(_types(field.annotation))
         parts = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        named = ".*" if typing.get_origin(field.annotation) is dict else ""
         for part in parts:
-            yield from _leaves(part, f"{path}.")
+            yield from _leaves(part, f"{path}{named}.")
         if not parts:
             yield path, kinds
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Annotated:
+        inner = inner[:1]
+    if not inner:
+        yield annotation
+    for one in inner:
+        yield from _types(one)
+
+
+def _types_at(path: str, kinds: Mapping[str, set[Any]]) -> set[Any] | None:
+    """The types of a key's values; None where there is no such key."""
+    parts = path.split(".")
+    starred = (".".join([*parts[:k], "*", *parts[k + 1 :]]) for k in range(len(parts)))
+    return next((kinds[one] for one in (path, *starred) if one in kinds), None)
 
 
 def _known(path: str, parameter: Parameter | None) -> Parameter:
@@ -254,13 +281,15 @@ def _known(path: str, parameter: Parameter | None) -> Parameter:
     return SPACE[path]
 
 
-def _check_path(path: str, kinds: Mapping[str, Any]) -> None:
-    if path not in kinds:
+def _check_path(path: str, kinds: Mapping[str, set[Any]]) -> None:
+    if _types_at(path, kinds) is None:
         near = difflib.get_close_matches(path, kinds, n=1, cutoff=0.0)[0]
         raise UserError(f"tune.space: no parameter {path!r}; the nearest is {near!r}")
 
 
-def _ordered(chosen: Mapping[str, Parameter], kinds: Mapping[str, Any]) -> dict[str, Parameter]:
+def _ordered(
+    chosen: Mapping[str, Parameter], kinds: Mapping[str, set[Any]]
+) -> dict[str, Parameter]:
     """Parameters after those that they depend on, else as given."""
     done: dict[str, Parameter] = {}
     left = dict(chosen)

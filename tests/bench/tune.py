@@ -89,7 +89,9 @@ class Bench:
         study.enqueue_trial(self.space.defaults())
 
         def objective(trial: optuna.Trial) -> float:
-            point = self.space.draw(trial._suggest)
+            point = self.space.draw(
+                lambda path, _: trial.suggest_categorical(path, SPACE[path].values)
+            )
             losses = self.losses[_name(point)]
             for count in range(1, EPOCHS + 1):
                 spent.epoch(losses, count)

@@ -1,15 +1,26 @@
 """The space: checked against the configuration, drawn without impossible points."""
 
 import random
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from models.data.schema import UserError
+from models.data.strict import Strict
 from ray_jobs.config import Config, load
-from tuning.space import SPACE, Choice, Distribution, Parameter, Range, Space, Value, applied
+from tuning.space import (
+    SPACE,
+    Choice,
+    Distribution,
+    Parameter,
+    Range,
+    Space,
+    Value,
+    applied,
+    value_at,
+)
 
 WIDTH, HEADS, RATE = "network.width", "network.behaviour.heads", "train.loop.learning_rate"
 LAYERS, TEXT_RATE = "network.text.trainable_layers", "train.loop.text_learning_rate"
@@ -96,6 +107,47 @@ def test_a_grid_has_every_possible_point_once(config: Config) -> None:
     assert len(Space(layers, config).grid()) == 3  # frozen epochs mean nothing without layers
     with pytest.raises(UserError, match="learning_rate: a grid needs a list"):
         Space({RATE: None}, config).grid()
+
+
+class Adapters(Strict):
+    rank: int = 8
+
+
+class Loss(Strict):
+    weight: Annotated[float, Field(gt=0)] | Literal["balanced"] = 1.0
+    focal: float = 0.0
+
+
+class Network(Strict):
+    width: int = 8
+    adapters: Adapters | None = None
+    losses: dict[str, Loss] = Field(default_factory=dict)
+
+
+class Tree(Strict):
+    network: Network = Network()
+
+
+def test_an_optional_part_is_switched_on_by_a_value_in_it_and_off_by_none() -> None:
+    rank = "network.adapters.rank"
+    space = Space({rank: Choice(values=(None, 4))}, Tree())
+    assert space.defaults() == {rank: None}
+    assert applied(Tree(), {rank: None}) == Tree()
+    on = applied(Tree(), {rank: 4})
+    assert on.network.adapters == Adapters(rank=4) and value_at(on, rank) == 4
+    only_without = Range(low=4, high=16, when={rank: (None,)})
+    both = Space({rank: Choice(values=(None, 4)), "network.width": only_without}, Tree())
+    assert both.defaults() == {rank: None, "network.width": 8}
+    assert both.draw(lambda path, how: 4) == {rank: 4}
+
+
+def test_the_names_of_a_mapping_are_free() -> None:
+    focal, weight = "network.losses.default.focal", "network.losses.default.weight"
+    space = Space({focal: Range(low=0, high=2), weight: Choice(values=(1.0, "balanced"))}, Tree())
+    assert applied(Tree(), {focal: 1.5}).network.losses == {"default": Loss(focal=1.5)}
+    assert set(space.draw(lambda path, how: 1.0)) == {focal, weight}
+    with pytest.raises(UserError, match="no parameter 'network.losses"):
+        Space({"network.losses.focal": Range(low=0, high=2)}, Tree())
 
 
 @pytest.mark.parametrize(
