@@ -1,47 +1,23 @@
 """`tune`: a search over configurations, each trained as by `train`; Ray Tune runs the trials."""
 
-import math
-import os
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
-import ray
-from ray import tune as ray_tune
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
 
 from models.data.schema import UserError
-from ray_jobs import snapshot
 from ray_jobs.config import Config
+from ray_jobs.feed import Feed, Phase
 from ray_jobs.progress import say
 from ray_jobs.report.tuning import write_tuning_report
 from ray_jobs.storage import short_digest
 from ray_jobs.tables import Tables
-from ray_jobs.train import EPOCHS
-from ray_jobs.trial import FAILED, RUN, TRACE, Assignment, trial
 from tuning.confirm import Confirmation, chosen
-from tuning.search import Epochs, Job, Search, load_study, open_study
+from tuning.search import Search, load_study, open_study
 from tuning.space import Space, applied
 from tuning.summary import Study, summary
 
-PROTECTED = "protected.parquet"  # there while the trials run
-TINY = 0.01  # of a CPU, for a trial that only waits for its ranks
-
-
-class Phase(Protocol):
-    """What gives out jobs: the search, then the confirmation of its winner."""
-
-    def next(self) -> Job | None: ...
-
-    @property
-    def finished(self) -> bool: ...
-
-    def report(self, job: Job, run: int, epochs: Epochs) -> bool: ...
-
-    def end(self, job: Job, failed: str | None = None) -> str: ...
+DATABASE = "study.db"
 
 
 def tune(config: Config, tables: Tables) -> None:
@@ -52,15 +28,18 @@ def tune(config: Config, tables: Tables) -> None:
     """
     space = Space(config.tune.space, config)
     identity = _identity(config, tables, space)
+    folder_of(config).mkdir(parents=True, exist_ok=True)
     study = open_study(storage_of(config), config.tune, identity)
     search = Search(study, space, config.tune, config.train.loop.epochs, config.seed)
-    feed = Feed([search, Confirmation(study, space, config.tune)], config, tables, identity)
+    phases: list[Phase] = [search, Confirmation(study, space, config.tune)]
+    protected = _protected(config, tables)
     try:
-        feed.run()
+        Feed(phases, config, tables, folder_of(config), short_digest(identity), protected).run()
     finally:  # of a search that was cut off too, so far
-        (_folder(config) / PROTECTED).unlink(missing_ok=True)
+        if protected is not None:
+            protected.unlink()
         found = summary(study, config.tune.objectives, list(space.parameters), space.defaults())
-        page = write_tuning_report(found, _folder(config) / "tuning_report.html")
+        page = write_tuning_report(found, folder_of(config) / "tuning_report.html")
     for line in told(found):
         say(f"tune: {line}")
     say(f"tune: {page}")
@@ -82,12 +61,8 @@ def told(found: Study) -> list[str]:
 
 
 def storage_of(config: Config) -> str:
-    """The database of the studies."""
-    if config.tune.storage is not None:
-        return config.tune.storage
-    folder = _folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{(folder / 'study.db').resolve()}"
+    """The database of a study."""
+    return config.tune.storage or f"sqlite:///{folder_of(config) / DATABASE}"
 
 
 def named(config: Config, name: str | None) -> Config:
@@ -97,12 +72,16 @@ def named(config: Config, name: str | None) -> Config:
 
 def from_study(config: Config, number: int | None) -> Config:
     """The configuration with the values that won a study, or those of one of its trials."""
-    study = load_study(storage_of(config), config.tune.name)
+    name = config.tune.name
+    if config.tune.storage is None and not (folder_of(config) / DATABASE).exists():
+        raise UserError(f"there is no study {name!r}; run `raycredit tune` first")
+    study = load_study(storage_of(config), name)
     return applied(config, chosen(study, number))
 
 
-def _folder(config: Config) -> Path:
-    return Path(config.work) / "tuning" / config.tune.name
+def folder_of(config: Config) -> Path:
+    """Where a study is kept."""
+    return Path(config.work).resolve() / "tuning" / config.tune.name
 
 
 def _identity(config: Config, tables: Tables, space: Space) -> dict[str, Any]:
@@ -117,7 +96,7 @@ def _identity(config: Config, tables: Tables, space: Space) -> dict[str, Any]:
     }
 
 
-def _protected(config: Config, tables: Tables) -> str | None:
+def _protected(config: Config, tables: Tables) -> Path | None:
     """A file of the protected attributes, where trials are to be judged by them."""
     if "fairness_gap" not in config.tune.objectives:
         return None
@@ -125,181 +104,6 @@ def _protected(config: Config, tables: Tables) -> str | None:
     known = [part for part in parts if part is not None]
     if not known or not config.profile.protected:
         raise UserError("tune.objectives: fairness_gap needs protected attributes in the lake")
-    path = _folder(config).resolve() / PROTECTED
+    path = folder_of(config) / "protected.parquet"  # there while the trials run
     pl.concat(known).select("user_key", *config.profile.protected).write_parquet(path)
-    return str(path)
-
-
-class Feed(Searcher):
-    """Gives Tune the jobs of the phases, one phase after the other, and tells the phases."""
-
-    def __init__(
-        self, phases: list[Phase], config: Config, tables: Tables, identity: Mapping[str, Any]
-    ) -> None:
-        super().__init__()
-        self.identity, self.why = identity, ""
-        self.phases, self.config, self.tables = phases, config, tables
-        self.jobs: dict[str, tuple[Phase, Job]] = {}  # by Tune's id of a trial
-        self.protected = _protected(config, tables)
-        self.snapshots: dict[str, str] = {}  # by the features they were made with
-        self.concurrent = concurrency(config)
-        self.failed: dict[str, str] = {}  # why, by Tune's id
-        self.failures, self.successes = 0, 0
-
-    def run(self) -> None:
-        """Run every job that is left."""
-        if all(phase.finished for phase in self.phases):
-            return
-        folder = _folder(self.config).resolve()
-        ray_tune.Tuner(
-            ray_tune.with_resources(trial, _resources(self.config)),
-            tune_config=ray_tune.TuneConfig(
-                search_alg=self,
-                scheduler=Judge(self),
-                num_samples=-1,
-                max_concurrent_trials=self.concurrent,
-                # a process that has imported torch is worth seconds; one whose ranks are stopped
-                # has to end for them to end
-                reuse_actors=self.config.tune.workers == 1,
-                trial_dirname_creator=str,
-            ),
-            run_config=ray_tune.RunConfig(
-                name="ray",
-                storage_path=str(folder),
-                verbose=0,
-                failure_config=ray_tune.FailureConfig(max_failures=self.config.tune.max_failures),
-                stop=Surrender(self),
-            ),
-        ).fit()
-        if self.hopeless:
-            raise UserError(f"the first {self.failures} trials all failed: {self.why}")
-        if not all(phase.finished for phase in self.phases):
-            raise KeyboardInterrupt  # Tune ends by itself on the first one
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether so many trials have failed, and none not, that all would."""
-        return self.successes == 0 and self.failures >= self.config.tune.give_up_after
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next job; None to be asked again, when others have ended."""
-        for phase in self.phases:
-            job = phase.next()
-            if job is not None:
-                self.jobs[trial_id] = phase, job
-                return self._assignment(job).model_dump(mode="json")
-            if not phase.finished:
-                return None
-        return Searcher.FINISHED
-
-    def judge(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Whether a trial ends here."""
-        phase, job = self.jobs[trial_id]
-        if FAILED in result:
-            if not self.failures and not self.failed:
-                say(result[TRACE].rstrip())  # once: the next ones are likely the same
-            self.failed[trial_id] = result[FAILED]
-            return True
-        return phase.report(job, result[RUN], result[EPOCHS])
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Close a job."""
-        phase, job = self.jobs.pop(trial_id)
-        failed = self.failed.pop(trial_id, "its process died" if error else None)
-        if failed is None:
-            self.successes += 1
-        else:
-            self.failures, self.why = self.failures + 1, failed
-        say(f"tune: {phase.end(job, failed)}")
-        shutil.rmtree(self._checkpoints(job), ignore_errors=True)
-
-    def _assignment(self, job: Job) -> Assignment:
-        config = applied(self.config, job.point | {"train.workers": self.config.tune.workers})
-        return Assignment(
-            config=config,
-            snapshot=self._snapshot(config),
-            folder=str(self._checkpoints(job)),
-            protected=self.protected,
-            runs=tuple(job.runs),
-            folds=job.folds,
-            share=job.share,
-            threads=max(1, (os.cpu_count() or 1) // self.concurrent),
-        )
-
-    def _checkpoints(self, job: Job) -> Path:
-        """What a study of the same name trained at another time is not taken for this one's."""
-        what = short_digest([job.point, self.identity])
-        return _folder(self.config).resolve() / "checkpoints" / f"{job.key}-{what}"
-
-    def _snapshot(self, config: Config) -> str:
-        key = config.features.model_dump_json()
-        if key not in self.snapshots:
-            self.snapshots[key] = snapshot.snapshot(config, self.tables).folder
-        return self.snapshots[key]
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study is the state."""
-
-
-class Judge(FIFOScheduler):
-    """Has the feed decide after every report of a trial."""
-
-    def __init__(self, feed: Feed) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.feed = feed
-
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Tune's word for it."""
-        stop = self.feed.judge(trial.trial_id, result)
-        word: str = self.STOP if stop else self.CONTINUE
-        return word
-
-
-class Surrender(ray_tune.Stopper):
-    """Ends everything when all trials fail."""
-
-    def __init__(self, feed: Feed) -> None:
-        self.feed = feed
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Trials are judged elsewhere."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether to end everything."""
-        return self.feed.hopeless
-
-
-def concurrency(config: Config) -> int:
-    """Trials at a time: as many as the cluster's CPUs and GPUs hold, and at least one.
-
-    A machine's logical CPUs may be more than its cores, which trials would then share. Ranks need
-    a CPU beside them for Ray Data, or they wait for rows for ever.
-    """
-    tuned, total = config.tune, ray.cluster_resources()
-    held: float
-    if tuned.concurrent is not None:
-        return tuned.concurrent
-    if tuned.workers > 1:
-        held = total["CPU"] / (tuned.workers * config.train.cpus_per_worker + 1)
-        gpus_each = float(tuned.workers)
-    else:
-        alone = len(ray.nodes()) == 1
-        cores = min(total["CPU"], os.cpu_count() or 1) if alone else total["CPU"]
-        held, gpus_each = cores / tuned.cpus_per_trial, tuned.gpus_per_trial
-    if "GPU" in total:
-        held = min(held, total["GPU"] / gpus_each)
-    return max(1, math.floor(held))
-
-
-def _resources(config: Config) -> dict[str, float]:
-    """What the process of a trial holds; one whose ranks are apart holds next to nothing."""
-    if config.tune.workers > 1:
-        return {"CPU": TINY}
-    gpu = config.tune.gpus_per_trial if "GPU" in ray.cluster_resources() else 0
-    return {"CPU": config.tune.cpus_per_trial, "GPU": gpu}
+    return path

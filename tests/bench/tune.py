@@ -32,6 +32,7 @@ from models.nets.text import encoder_path
 from ray_jobs import demo, jobs, snapshot, tune
 from ray_jobs.cluster import connected
 from ray_jobs.config import Config, load
+from ray_jobs.feed import concurrency
 from ray_jobs.frames import Frames
 from ray_jobs.parallel import over
 from ray_jobs.rank import History, Rank
@@ -248,7 +249,7 @@ def overhead(config: Config, trials: int, workers: int) -> float:
     small = applied(config, {"train.loop.epochs": 2, "train.select_rows": 64})
     tree = small.model_dump(mode="json") | {"tune": tuned | {"space": {"network.dropout": None}}}
     small = Config.model_validate(tree)
-    at_once = tune.concurrency(small)
+    at_once = concurrency(small)
     tune.tune(small, jobs.tables(small))
     done = load_study(tune.storage_of(small), small.tune.name).trials
     last = done[at_once:]

@@ -10,6 +10,7 @@ import ray.data
 from models.data.schema import UserError
 from ray_jobs import jobs, snapshot, tune
 from ray_jobs.config import Config
+from ray_jobs.feed import concurrency
 from ray_jobs.frames import Frames
 from tuning.confirm import confirmed
 from tuning.search import RUNS, ended, load_study
@@ -118,4 +119,4 @@ def test_as_many_at_a_time_as_the_cluster_holds(
     monkeypatch.setattr("ray.cluster_resources", lambda: total)
     monkeypatch.setattr("ray.nodes", lambda: [{}, {}])
     alone = {"concurrent": None, "cpus_per_trial": 1.0, "share": 1.0}
-    assert tune.concurrency(tuned(demo_config, **(alone | keys))) == trials
+    assert concurrency(tuned(demo_config, **(alone | keys))) == trials

@@ -146,7 +146,7 @@ def test_the_names_of_a_mapping_are_free() -> None:
     space = Space({focal: Range(low=0, high=2), weight: Choice(values=(1.0, "balanced"))}, Tree())
     assert applied(Tree(), {focal: 1.5}).network.losses == {"default": Loss(focal=1.5)}
     assert set(space.draw(lambda path, how: 1.0)) == {focal, weight}
-    with pytest.raises(UserError, match="no parameter 'network.losses"):
+    with pytest.raises(UserError, match=r"no parameter 'network\.losses"):
         Space({"network.losses.focal": Range(low=0, high=2)}, Tree())
 
 
