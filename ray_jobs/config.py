@@ -4,7 +4,7 @@ import difflib
 import typing
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -36,15 +36,37 @@ class Profile(Strict):
     protected: tuple[str, ...] = ()
 
 
+class WandbConfig(Strict):
+    """Where Weights & Biases keeps the runs; its key comes from its own environment."""
+
+    project: str
+    entity: str | None = None
+
+
 class TrainConfig(Strict):
     """How `train` runs: ranks, failures, and the loop that each rank runs."""
 
-    workers: int = Field(default=2, ge=1)
+    workers: int | tuple[int, int] = 2  # [least, most]: as many as the cluster has room for
+    sharding: Literal["ddp", "fsdp"] = "ddp"  # fsdp: for an encoder that is too large for a GPU
     gpu: bool | None = None  # None: where the cluster has GPUs
     cpus_per_worker: float = Field(default=0.5, gt=0)  # 1 each would starve Ray Data on 2 cores
     max_failures: int = Field(default=2, ge=0)
     select_rows: int = Field(default=4000, ge=1)  # of the select role, scored after each epoch
+    checkpoint_steps: int | None = Field(default=None, ge=1)  # None: after each epoch only
+    wandb: WandbConfig | None = None  # beside TensorBoard's files, which are always written
     loop: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _can_run(self) -> "TrainConfig":
+        both = self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+        if not 1 <= both[0] <= both[1]:
+            raise ValueError(f"workers: expected a number or [least, most], not {self.workers}")
+        if self.sharding == "fsdp" and self.loop.frozen_epochs:
+            raise ValueError(
+                "sharding: fsdp needs loop.frozen_epochs 0; a rank that keeps encodings would not "
+                "be there when the others gather the encoder's weights"
+            )
+        return self
 
 
 class PretrainConfig(Strict):

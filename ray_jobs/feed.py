@@ -16,9 +16,9 @@ from models.data.schema import UserError
 from ray_jobs import snapshot
 from ray_jobs.config import Config
 from ray_jobs.progress import say
+from ray_jobs.reporter import EPOCHS
 from ray_jobs.storage import short_digest
 from ray_jobs.tables import Tables
-from ray_jobs.train import EPOCHS
 from ray_jobs.trial import FAILED, RUN, TRACE, Assignment, trial
 from tuning.search import Epochs, Job
 from tuning.space import applied

@@ -1,6 +1,7 @@
 """A snapshot's rows as the batches of a training."""
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 
@@ -16,45 +17,42 @@ SHUFFLED_ROWS = 4096  # shuffled together; a multiple of any sensible batch
 
 
 class Loader:
-    """What one rank trains on: `frames` gives its rows of a role, in the same order every time.
+    """What one rank trains on: `frames` gives its rows of a role, in the same order every time."""
 
-    `progress` is told the step and the steps of the whole run, before each step.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        snapshot: Snapshot,
-        frames: Frames,
-        ranks: int,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        self.config, self.snapshot, self.frames, self.progress = config, snapshot, frames, progress
+    def __init__(self, config: Config, snapshot: Snapshot, frames: Frames, ranks: int) -> None:
+        self.config, self.snapshot, self.frames = config, snapshot, frames
         self.tokenizer: Tokenizer = load_tokenizer(config.network.text.encoder)
         self.steps = -(-(snapshot.rows["fit"] // ranks) // config.train.loop.batch_rows)
         self._select: list[Batch] = []
 
-    def fit(self, epoch: int) -> Iterator[Batch]:
-        """Batches of the fit role, users in another order every epoch.
+    def fit(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of the fit role from number `start` on, users in another order every epoch.
 
         A user's rows stay together: the same texts stand in several of them, and a batch encodes
-        each text once.
+        each text once. The next batch is made while one is trained on.
         """
-        total = self.steps * self.config.train.loop.epochs
-        size, step = self.config.train.loop.batch_rows, epoch * self.steps
-        order = pl.col("user_key").hash(self.config.seed + epoch)
-        for rows in self.frames("fit", SHUFFLED_ROWS):
-            frame = rows.sort(order, maintain_order=True)
-            for start in range(0, frame.height, size):
-                self.progress(step, total)
-                step += 1
-                yield self._batch(frame.slice(start, size))
+        batches = (self._batch(frame) for frame in self._parts(epoch, start))
+        with ThreadPoolExecutor(1, "next-batch") as thread:
+            coming = thread.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = thread.submit(next, batches, None)
+                yield batch
 
     def select(self, epoch: int) -> list[Batch]:
         """Batches of the select role, the same at every epoch."""
         if not self._select:
             self._select = [self._batch(rows) for rows in self.frames("select", SELECT_ROWS)]
         return self._select
+
+    def _parts(self, epoch: int, start: int) -> Iterator[pl.DataFrame]:
+        size = self.config.train.loop.batch_rows
+        order = pl.col("user_key").hash(self.config.seed + epoch)
+        for rows in self.frames("fit", SHUFFLED_ROWS):
+            parts = -(-rows.height // size)
+            if start < parts:
+                shuffled = rows.sort(order, maintain_order=True)
+                yield from shuffled.slice(start * size).iter_slices(size)
+            start = max(0, start - parts)
 
     def _batch(self, frame: pl.DataFrame) -> Batch:
         return make_batch(

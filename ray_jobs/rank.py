@@ -1,30 +1,29 @@
 """One rank of a training: network, batches and loop, from a checkpoint on where there is one."""
 
-import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models.nets.fit import Epoch, Loop, unwrapped
+from models.nets.fit import Epoch, Loop, Step, unwrapped
 from models.nets.network import Network
 from models.nets.pretrain_events import TowerSpec, load_tower
+from models.nets.sharding import shard
 from models.nets.text import encoder_to_train
+from ray_jobs import checkpoint
+from ray_jobs.checkpoint import History
 from ray_jobs.config import Config
 from ray_jobs.loader import Frames, Loader
 from ray_jobs.observed import Figures, Observer, quality
 from ray_jobs.snapshot import Snapshot
 
-WEIGHTS = "network.safetensors"
-STATE = "loop.pt"
-HISTORY = "epochs.json"
-History = list[dict[str, Any]]  # `Epoch.to_dict()`, and what was observed
+Stepped = Callable[[Step, Loop, History], None]
+
+
+def unseen(step: Step, loop: Loop, history: History) -> None:
+    """What is done after a step where nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Rank:
     rank: int = 0
     ranks: int = 1
     wrap: Callable[[Network], nn.Module] = unwrapped
-    progress: Callable[[int, int], None] = lambda step, steps: None
     figures: Figures = quality  # of the PD on the select role, after every epoch
 
     def train(
@@ -44,29 +42,33 @@ class Rank:
         config: Config,
         snapshot: Snapshot,
         frames: Frames,
-        checkpoint: Path | None,
+        last: Path | None,
         done: Callable[[History, Loop], None],
+        stepped: Stepped = unseen,
     ) -> None:
-        """Train to the end; `done` is told all epochs so far after each of them."""
+        """Train to the end, from the checkpoint `last` on. `done` is told all epochs so far after
+        each of them, and `stepped` after each step of the optimiser."""
         torch.set_num_threads(self.threads)
         torch.manual_seed(config.seed)  # the same on every rank: DDP starts from rank 0's weights
-        network = network_of(config, snapshot)
-        history: History = []
-        if checkpoint is not None:
-            network.load_state_dict(load_file(checkpoint / WEIGHTS))
-            history = history_of(checkpoint)
+        network, wrap = network_of(config, snapshot), self.wrap
+        if config.train.sharding == "fsdp":
+            network, wrap = shard(network.to(self.device)), unwrapped
         observer = Observer(network, config.roles.pd, self.figures)
-        loader = Loader(config, snapshot, frames, self.ranks, self.progress)
-        loop = Loop(network, config.train.loop, loader.steps, self.device, self.wrap)
-        if checkpoint is not None:
-            loop.resume(torch.load(checkpoint / STATE, weights_only=True))
+        loader = Loader(config, snapshot, frames, self.ranks)
+        loop = Loop(network, config.train.loop, loader.steps, self.device, wrap)
         torch.manual_seed(config.seed + 1 + self.rank)  # dropout differs by rank
+        history = [] if last is None else checkpoint.restore(last, loop, self.rank)
 
         def ended(epoch: Epoch, loop: Loop) -> None:
             history.append(epoch.to_dict() | observer.figures())
             done(history, loop)
 
-        loop.run(loader.fit, loader.select, ended)
+        loop.run(
+            lambda epoch: loader.fit(epoch, loop.step),
+            loader.select,
+            ended,
+            lambda step, loop: stepped(step, loop, history),
+        )
 
 
 def network_of(config: Config, snapshot: Snapshot) -> Network:
@@ -82,34 +84,3 @@ def network_of(config: Config, snapshot: Snapshot) -> Network:
 def tower_of(config: Config, snapshot: Snapshot) -> TowerSpec:
     """What a pretrained behaviour tower must fit to."""
     return TowerSpec.of(config.network, config.features, snapshot.stats.vocabulary)
-
-
-def save(folder: Path, loop: Loop, history: History) -> None:
-    """Write what a rank needs to go on after this epoch."""
-    weights = {k: v.cpu().contiguous() for k, v in loop.network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    torch.save(loop.state(), folder / STATE)
-    (folder / HISTORY).write_text(json.dumps(history), encoding="utf-8")
-
-
-def history_of(checkpoint: Path) -> History:
-    """The epochs until a checkpoint."""
-    history: History = json.loads((checkpoint / HISTORY).read_text(encoding="utf-8"))
-    return history
-
-
-def keep(folder: Path, loop: Loop, history: History) -> None:
-    """Save into a folder of checkpoints, in the place of the one before."""
-    before = latest(folder)
-    staged = folder / ".staged"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    save(staged, loop, history)
-    os.replace(staged, folder / f"{len(history):04}")
-    if before is not None:
-        shutil.rmtree(before)
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder."""
-    return max(folder.glob("[0-9]*"), default=None)

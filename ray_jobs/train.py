@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -15,21 +14,14 @@ import ray.data
 import ray.train
 import torch
 from ray.data import ExecutionOptions
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    DataConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-)
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
-from safetensors.torch import load_file
+from ray.train.v2.api.result import Result
 
 from models.data.schema import UserError
 from models.data.tasks import Role
-from models.nets.fit import Loop, unwrapped
+from models.nets.fit import unwrapped
 from models.nets.lora import merge_adapters
 from models.nets.pretrain_events import check_tower
 from models.nets.text import load_tokenizer
@@ -37,35 +29,39 @@ from models.scoring import artifact
 from models.scoring.expert import Expert, fit_expert
 from models.scoring.fit_calibration import calibrators_of
 from models.scoring.predict import Predictor
-from ray_jobs import registry
+from ray_jobs import registry, tracking
+from ray_jobs.checkpoint import history_of, weights_of
 from ray_jobs.config import Config
 from ray_jobs.lake import Lake
 from ray_jobs.progress import say, watched
-from ray_jobs.rank import WEIGHTS, History, Rank, history_of, network_of, save, tower_of
+from ray_jobs.rank import Rank, network_of, tower_of
+from ray_jobs.reporter import SCORE, Reporter
 from ray_jobs.snapshot import Snapshot
 from ray_jobs.storage import short_digest
 from ray_jobs.unknown import unknown_tokens
 
-EPOCHS = "epochs"  # of a report: all so far
-STEPS_A_REPORT = 5
+IDENTITY = "identity"  # a file in a run's folder
+# of `train`, from one start of a run to the next
+MAY_CHANGE = {
+    "workers", "sharding", "gpu", "cpus_per_worker", "max_failures", "checkpoint_steps", "wandb"
+}  # fmt: skip
 
 
 def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = None) -> Path:
     """Train on a snapshot, calibrate, save the artifact, register it as a candidate.
 
-    A run that was cut off goes on after its last epoch. It is known by its `name`; by default,
-    by all that determines it. Raises UserError.
+    A run that was cut off goes on after its last checkpoint. It is known by its `name`; by
+    default, by all that determines it. Raises UserError.
     """
     unknown = unknown_tokens(config, snapshot)  # a wrong encoder is refused before ranks start
     if config.network.behaviour.pretrained is not None:
         check_tower(config.network.behaviour.pretrained, tower_of(config, snapshot))
-    run = name or _identity(config, snapshot)
+    tracking.check(config.train.wandb)
+    run, storage = name or _identity(config, snapshot), Path(config.work) / "train"
+    _claim(storage / run, _identity(config, snapshot))
     with watched("train") as board:
-        try:
-            result = trainer(config, snapshot, Path(config.work) / "train", run, board).fit()
-        except TrainingFailedError as error:
-            raise _cause(error) from error
-    best = result.get_best_checkpoint("select_loss", "min")
+        result = fit(trainer(config, snapshot, storage, run, board))
+    best = result.get_best_checkpoint(SCORE, "min")
     assert best is not None and result.checkpoint is not None
     with best.as_directory() as weights, result.checkpoint.as_directory() as last:
         history = history_of(Path(last))
@@ -78,8 +74,34 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
 
 def _identity(config: Config, snapshot: Snapshot) -> str:
     """A name that the snapshot and the configuration of network and training determine."""
-    parts = config.model_dump(mode="json", include={"seed", "network", "train"})
+    parts = config.model_dump(
+        mode="json", include={"seed", "network", "train"}, exclude={"train": MAY_CHANGE}
+    )
     return f"{Path(snapshot.folder).name}-{short_digest(parts)}"
+
+
+def _claim(folder: Path, identity: str) -> None:
+    """Make the folder of a run, or see that it is this run's. Raises UserError."""
+    mark = folder / IDENTITY
+    if mark.exists() and mark.read_text(encoding="utf-8") != identity:
+        raise UserError(
+            f"train --name {folder.name}: {folder} holds a run of another snapshot, seed, network "
+            "or train.loop; choose another name, or remove it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(identity, encoding="utf-8")
+
+
+def fit(job: TorchTrainer) -> Result:
+    """Run the ranks to their end. Raises UserError where the user can put it right."""
+    try:
+        result = job.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    assert isinstance(result, Result)
+    if result.return_value is not None:
+        raise UserError(result.return_value)
+    return result
 
 
 def trainer(
@@ -89,22 +111,20 @@ def trainer(
     run: str,
     board: Any = None,
     callbacks: Sequence[Any] = (),
+    threads: int | None = None,
 ) -> TorchTrainer:
-    """A run of ranks, its checkpoints under `folder`; `fit` goes on with one of the same name."""
+    """A run of ranks, its checkpoints under `folder`; `fit` goes on with one of the same name.
+
+    A rank has so many threads, or its share of its node's cores.
+    """
     gpu = config.train.gpu
     if gpu is None:
         gpu = ray.cluster_resources().get("GPU", 0) > 0
-    cores = os.cpu_count() or 1
+    told = config, snapshot, str(folder.resolve() / run), board, threads
     return TorchTrainer(
-        _rank,
-        train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "snapshot": snapshot.model_dump(mode="json"),
-            "threads": max(1, cores // config.train.workers),
-            "board": board,
-        },
+        partial(_rank, *told),  # type: ignore[arg-type]  # what rank 0 returns is handed on
         scaling_config=ScalingConfig(
-            num_workers=config.train.workers,
+            num_workers=config.train.workers,  # type: ignore[arg-type]  # its base's
             use_gpu=gpu,
             resources_per_worker={
                 "CPU": config.train.cpus_per_worker,
@@ -117,9 +137,10 @@ def trainer(
             storage_path=str(folder.resolve()),
             callbacks=list(callbacks),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
+            # the best epoch's checkpoint; Ray Train keeps the newest one beside it
             checkpoint_config=CheckpointConfig(
-                num_to_keep=2,
-                checkpoint_score_attribute="select_loss",
+                num_to_keep=1,
+                checkpoint_score_attribute=SCORE,
                 checkpoint_score_order="min",
             ),
         ),
@@ -151,29 +172,25 @@ def _cause(error: TrainingFailedError) -> Exception:
     return error
 
 
-def _rank(settings: dict[str, Any]) -> None:
-    """One rank: its shards, and the training."""
-    config = Config.model_validate(settings["config"])
-    snapshot = Snapshot.model_validate(settings["snapshot"])
-    context, board = ray.train.get_context(), settings["board"]
-    first = context.get_world_rank() == 0
-
-    def progress(step: int, steps: int) -> None:
-        if board is not None and first and step % STEPS_A_REPORT == 0:
-            board.at.remote(step, steps)
-
-    rank = Rank(
-        get_device(),
-        settings["threads"],
-        context.get_world_rank(),
-        context.get_world_size(),
-        prepare_model if context.get_world_size() > 1 else unwrapped,
-        progress,
-    )
-    checkpoint = ray.train.get_checkpoint()
-    with nullcontext() if checkpoint is None else checkpoint.as_directory() as folder:
-        start = None if folder is None else Path(folder)
-        rank.train(config, snapshot, _shard, start, partial(_report, board))
+def _rank(
+    config: Config, snapshot: Snapshot, folder: str, board: Any, threads: int | None
+) -> str | None:
+    """One rank; what the user has to put right, if the loop said so. All ranks say the same."""
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    share = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    wrap = prepare_model if ranks > 1 else unwrapped
+    own = Rank(get_device(), threads or share, rank, ranks, wrap)
+    reporter, last = Reporter(config.train, folder, rank, board), ray.train.get_checkpoint()
+    with nullcontext() if last is None else last.as_directory() as path:
+        start = None if path is None else Path(path)
+        try:
+            own.train(config, snapshot, _shard, start, reporter.done, reporter.stepped)
+        except UserError as error:  # if it were raised, Ray Train would try again
+            return str(error)
+        finally:
+            reporter.close()
+    return None
 
 
 def _shard(role: Role, rows: int) -> Iterator[pl.DataFrame]:
@@ -185,29 +202,12 @@ def _shard(role: Role, rows: int) -> Iterator[pl.DataFrame]:
         yield frame
 
 
-def _report(board: Any, history: History, loop: Loop) -> None:
-    """Every rank reports (it is a barrier); rank 0 with a checkpoint."""
-    epoch = history[-1]
-    metrics = epoch | {EPOCHS: history}
-    if ray.train.get_context().get_world_rank() != 0:
-        ray.train.report(metrics)
-        return
-    if board is not None:
-        board.line.remote(
-            f"epoch {epoch['epoch']}: train loss {epoch['train_loss']:.4f}, select loss "
-            f"{epoch['select_loss']:.4f}, {epoch['rows_per_s']:.0f} rows/s"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder), loop, history)
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-
-
 @ray.remote(num_cpus=1)
 def _finish(config: Config, snapshot: Snapshot, weights: str, run: str, unknown: float) -> str:
     """Calibrate the best epoch's network and save the artifact; its path."""
     torch.set_num_threads(os.cpu_count() or 1)
     network = network_of(config, snapshot)
-    network.load_state_dict(load_file(Path(weights) / WEIGHTS))
+    network.load_state_dict(weights_of(Path(weights)))
     if config.network.text.lora is not None:  # an artifact holds a plain encoder
         merge_adapters(network.text.encoder)
     tokenizer = load_tokenizer(config.network.text.encoder)

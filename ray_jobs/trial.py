@@ -12,13 +12,15 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from models.data.schema import UserError
 from models.data.strict import Strict
 from models.nets.fit import Loop
+from ray_jobs.checkpoint import History, history_of, keep, latest
 from ray_jobs.config import Config
 from ray_jobs.frames import Frames
 from ray_jobs.loader import SELECT_ROWS
 from ray_jobs.observed import Figures, cost, fairness_gap, groups_of, quality
-from ray_jobs.rank import History, Rank, history_of, keep, latest, network_of
+from ray_jobs.rank import Rank, network_of
+from ray_jobs.reporter import EPOCHS
 from ray_jobs.snapshot import load
-from ray_jobs.train import EPOCHS, trainer
+from ray_jobs.train import fit, trainer
 
 RUN, FAILED, TRACE = "run", "failed", "trace"  # of a report
 SEEDS_APART = 1000  # so that no epoch of one seed has the order of rows of another's
@@ -103,9 +105,8 @@ def _train_ranks(assignment: Assignment, number: int, fixed: dict[str, float]) -
     """One training by several ranks of Ray Train, from its last checkpoint on."""
     config, snapshot = _seeded(assignment, number), load(Path(assignment.snapshot))
     callbacks = [_ToTune(number, fixed)]
-    result = trainer(
-        config, snapshot, Path(assignment.folder), str(number), callbacks=callbacks
-    ).fit()
+    folder = Path(assignment.folder)
+    result = fit(trainer(config, snapshot, folder, str(number), callbacks=callbacks))
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as last:  # all of it may have been done before
         _report(assignment, number, fixed, history_of(Path(last)))
@@ -121,7 +122,9 @@ class _ToTune(TuneReportCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Called after every epoch, with a dictionary a rank."""
+        """Called after every report, with a dictionary a rank; epochs are of interest."""
+        if EPOCHS not in metrics[0]:
+            return
         epochs = [epoch | self.fixed for epoch in metrics[0][EPOCHS]]
         told = {RUN: self.number, EPOCHS: epochs}
         super().after_report(run_context, [told], None)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from models.nets.sharding import gathered, like
+
 
 class Average:
     """An exponential moving average of the weights that learn; with `decay` 0, the weights.
@@ -53,9 +55,9 @@ class Average:
         self._applied = not self._applied
 
     def state(self) -> dict[str, Any]:
-        """The average and the latest weights, on whichever side they are."""
+        """The average and the latest weights, on whichever side they are; of whole tensors."""
         both = (self._weights, self._aside) if self._applied else (self._aside, self._weights)
-        average, latest = ({n: w.detach() for n, w in side.items()} for side in both)
+        average, latest = ({n: gathered(w.detach()) for n, w in side.items()} for side in both)
         return {"steps": self.steps, "average": average, "latest": latest}
 
     @torch.no_grad()
@@ -64,5 +66,5 @@ class Average:
         assert not self._applied
         self.steps = state["steps"]
         for name, weight in self._weights.items():
-            self._aside[name].copy_(state["average"][name])
-            weight.copy_(state["latest"][name])
+            self._aside[name].copy_(like(state["average"][name], weight))
+            weight.copy_(like(state["latest"][name], weight))

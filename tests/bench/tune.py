@@ -30,12 +30,13 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from models.nets.fit import Loop
 from models.nets.text import encoder_path
 from ray_jobs import demo, jobs, snapshot, tune
+from ray_jobs.checkpoint import History
 from ray_jobs.cluster import connected
 from ray_jobs.config import Config, load
 from ray_jobs.feed import concurrency
 from ray_jobs.frames import Frames
 from ray_jobs.parallel import over
-from ray_jobs.rank import History, Rank
+from ray_jobs.rank import Rank
 from tuning.config import TuneConfig
 from tuning.search import Search, kept, load_study, open_study
 from tuning.space import Choice, Point, Space, applied

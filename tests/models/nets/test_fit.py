@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.data.batch import Batch
 from models.data.schema import UserError
-from models.nets.fit import Epoch, FitConfig, Loop, autocast
-from models.nets.network import Network
+from models.nets.fit import Epoch, FitConfig, Loop, Step, autocast, ignored
+from models.nets.network import Network, NetworkConfig
 
 CPU = torch.device("cpu")
 Make = Callable[..., Network]
@@ -25,6 +25,10 @@ Make = Callable[..., Network]
 @pytest.fixture(scope="module")
 def batches(make_batches: Callable[[int], list[Batch]]) -> list[Batch]:
     return make_batches(24)
+
+
+class KilledError(Exception):
+    """What ends a run in the middle."""
 
 
 def ignore(epoch: Epoch, loop: Loop) -> None:
@@ -99,9 +103,6 @@ def test_a_resumed_run_ends_with_the_same_parameters(
     config = FitConfig(epochs=4, learning_rate=3e-3, patience=9, precision="fp32")
     whole, epochs = fitted(make_network(), config, batches)
 
-    class KilledError(Exception):
-        pass
-
     def killed_after_two(epoch: Epoch, loop: Loop) -> None:
         if epoch.epoch == 1:
             torch.save((loop.network.state_dict(), loop.state()), tmp_path / "state.pt")
@@ -126,6 +127,104 @@ def test_a_resumed_run_ends_with_the_same_parameters(
         assert torch.equal(value, expected[name]), name
 
 
+def test_a_run_cut_off_within_an_epoch_goes_on_to_the_bit(
+    make_network: Make, network_config: NetworkConfig, batches: list[Batch], tmp_path: Path
+) -> None:
+    """With dropout and an average: random numbers, position and sums are all kept."""
+    fields = {"epochs": 3, "learning_rate": 3e-3, "patience": 9, "accumulate": 2}
+    config = FitConfig(precision="fp32", **fields)
+    droppy = network_config.model_copy(update={"dropout": 0.3})
+
+    def loop_of(seed: int) -> Loop:
+        return Loop(make_network(seed, config=droppy), config, len(batches), CPU)
+
+    def run(loop: Loop, stepped: Callable[[Step, Loop], None] = ignored) -> list[Epoch]:
+        epochs: list[Epoch] = []
+
+        def fit(epoch: int) -> Iterator[Batch]:
+            return itertools.islice(reversed(batches) if epoch % 2 else batches, loop.step, None)
+
+        loop.run(fit, lambda _: batches, lambda epoch, _: epochs.append(epoch), stepped)
+        return epochs
+
+    def killed(step: Step, loop: Loop) -> None:
+        if (loop.epoch, loop.step) == (1, 2):
+            with loop.average.applied():
+                kept = loop.network.state_dict(), loop.state(), loop.own_state()
+                torch.save(kept, tmp_path / "state.pt")
+            raise KilledError
+
+    whole = loop_of(3)
+    torch.manual_seed(7)
+    epochs = run(whole)
+    cut = loop_of(3)
+    torch.manual_seed(7)
+    with pytest.raises(KilledError):
+        run(cut, killed)
+    resumed = loop_of(99)
+    weights, state, own = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed.network.load_state_dict(weights)
+    resumed.resume(state, own)
+    rest = run(resumed)
+    for one, expected in zip(rest, epochs[1:], strict=True):
+        assert (one.train_loss, one.select_loss) == (expected.train_loss, expected.select_loss)
+        assert (one.padding, one.best) == (expected.padding, expected.best)
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(("steps", "step"), [(20, 10), (7, 3)])
+def test_with_other_ranks_a_run_goes_on_after_the_same_share(
+    make_network: Make, batches: list[Batch], steps: int, step: int
+) -> None:
+    config = FitConfig(epochs=3, precision="fp32")
+    cut = Loop(make_network(), config, 10, CPU)
+    cut.epoch, cut.step = 1, 5
+    resumed = Loop(make_network(), config, steps, CPU)
+    resumed.resume(cut.state())
+    assert (resumed.epoch, resumed.step) == (1, step)
+    assert resumed.updates == steps + step
+
+
+def test_accumulated_batches_are_one_large_batch(
+    make_network: Make, make_batches: Callable[[int], list[Batch]]
+) -> None:
+    """All rows with all labels, so that the mean of two halves is the mean of the whole."""
+    small, large = (
+        [replace(b, labels_BK=b.labels_BK.nan_to_num(0.0)) for b in make_batches(size)[:count]]
+        for size, count in ((12, 4), (24, 2))
+    )
+    ends = []
+    for fit, accumulate in ((small, 2), (large, 1)):
+        fields = {"learning_rate": 1e-4, "alone_weight": 0.0, "accumulate": accumulate}
+        loop = Loop(make_network(), FitConfig(epochs=1, precision="fp32", **fields), len(fit), CPU)
+        rows: list[int] = []
+        loop.run(
+            lambda _, fit=fit: fit,
+            lambda _: large,
+            ignore,
+            lambda step, _, rows=rows: rows.append(step.rows),
+        )
+        assert rows == [24, 24]
+        ends.append(torch.cat([p.detach().flatten() for p in loop.network.parameters()]))
+    assert torch.allclose(*ends, atol=1e-5)
+
+
+def test_the_last_step_of_an_epoch_takes_what_is_left(
+    make_network: Make, batches: list[Batch]
+) -> None:
+    config = FitConfig(epochs=2, accumulate=3, precision="fp32")
+    loop, steps = Loop(make_network(), config, 4, CPU), list[int]()
+    loop.run(
+        lambda _: batches[:4],
+        lambda _: batches[:1],
+        ignore,
+        lambda step, loop: steps.append(step.rows),
+    )
+    assert steps == [72, 24, 72, 24]
+    assert loop.updates == loop.total_updates == 4
+
+
 def poisoned(network: Network, batches: list[Batch], step: int) -> Iterator[Batch]:
     for k, batch in enumerate(batches):
         if k == step:
@@ -134,18 +233,28 @@ def poisoned(network: Network, batches: list[Batch], step: int) -> Iterator[Batc
         yield batch
 
 
-def test_a_loss_that_is_not_finite_names_epoch_and_step(
+def test_a_loss_that_is_not_finite_names_epoch_step_and_users(
     make_network: Make, batches: list[Batch]
 ) -> None:
+    """Where a batch is to blame, the weights stay as they were."""
     network = make_network()
-    loop = Loop(network, FitConfig(precision="fp32"), len(batches), CPU)
+    config = FitConfig(precision="fp32", accumulate=2)
+    loop, before = Loop(network, config, len(batches), CPU), dict[str, torch.Tensor]()
+    bad = replace(batches[3], tabular_BF=batches[3].tabular_BF * 1e38)
 
-    def fit(epoch: int) -> Iterator[Batch]:
-        return poisoned(network, batches, step=2 if epoch == 1 else -1)
+    def fit(epoch: int) -> list[Batch]:
+        return [*batches[:3], bad, *batches[4:]] if epoch == 1 else batches
 
-    with pytest.raises(UserError, match=r"epoch 1, step 2: the loss is nan; lower .*rate"):
-        loop.run(fit, lambda _: batches, ignore)
-    assert loop.next_epoch == 1
+    def stepped(step: Step, loop: Loop) -> None:
+        before.update({k: v.clone() for k, v in loop.network.state_dict().items()})
+
+    first = bad.user_B.unique()[0].item()
+    said = rf"epoch 1, step 3: the loss is (nan|inf) for user_key {first}, .* more; lower .*rate"
+    with pytest.raises(UserError, match=said):
+        loop.run(fit, lambda _: batches, ignore, stepped)
+    assert (loop.epoch, loop.step) == (1, 2)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_a_select_loss_that_is_not_finite_is_never_reported(
@@ -163,18 +272,22 @@ def test_a_select_loss_that_is_not_finite_is_never_reported(
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.95])
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (2, 4), (5, 7)])
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (2, 4), (3, 5)])
 def test_the_learning_rates_rise_and_end_at_zero(
-    make_network: Make, warmup: float, epochs: int, steps: int
+    make_network: Make, batches: list[Batch], warmup: float, epochs: int, steps: int
 ) -> None:
-    config = FitConfig(epochs=epochs, warmup=warmup, learning_rate=1e-2, text_learning_rate=1e-3)
+    rates_of = {"learning_rate": 1e-2, "text_learning_rate": 1e-3}
+    config = FitConfig(epochs=epochs, warmup=warmup, patience=99, precision="fp32", **rates_of)
     loop = Loop(make_network(), config, steps, CPU)
     rates = []
-    for _ in range(epochs * steps):
-        rates.append(loop.schedule.get_last_lr())
-        loop.optimizer.step()
-        loop.schedule.step()
-    assert loop.schedule.get_last_lr() == pytest.approx([0.0] * len(rates[0]), abs=1e-12)
+    batch = batches[0]
+    loop.run(
+        lambda _: itertools.repeat(batch, steps),
+        lambda _: [batch],
+        ignore,
+        lambda *_: rates.append([group["lr"] for group in loop.optimizer.param_groups]),
+    )
+    assert len(rates) == epochs * steps == loop.updates
     shares = [rate[0] / 1e-3 for rate in rates]  # the encoder comes first
     assert all(0 < share <= 1 for share in shares)
     peak = shares.index(max(shares))

@@ -81,9 +81,9 @@ def test_a_run_with_adapters_resumes(
     whole = Loop(adapted(), FIT, len(batches), CPU)
 
     def keep(_: object, loop: Loop) -> None:
-        if loop.next_epoch < FIT.epochs:
+        if loop.epoch < FIT.epochs:
             state = loop.network.state_dict(), loop.state(), torch.get_rng_state()
-            torch.save(state, tmp_path / f"{loop.next_epoch}.pt")
+            torch.save(state, tmp_path / f"{loop.epoch}.pt")
 
     whole.run(lambda _: batches, lambda _: batches, keep)
     for epoch in (1, 2):
