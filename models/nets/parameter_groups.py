@@ -2,17 +2,19 @@
 
 import re
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LAYER = re.compile(r"\blayers?\.(\d+)\.")  # in the names of an encoder's parameters
 
 
 def parameter_groups(
     network: nn.Module,
-    encoder: PreTrainedModel,
+    encoder: "PreTrainedModel",
     *,
     rate: float,
     encoder_rate: float,

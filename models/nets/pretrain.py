@@ -7,7 +7,6 @@ from typing import TypeVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import get_cosine_schedule_with_warmup
 
 from models.data.schema import UserError
 from models.data.strict import Strict
@@ -45,6 +44,8 @@ def descend(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, config.learning_rate)
     total = steps * config.epochs
+    from transformers import get_cosine_schedule_with_warmup
+
     schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP * total), total)
     half = autocast("auto", device)
     means = []

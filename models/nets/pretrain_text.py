@@ -8,26 +8,21 @@ Shapes: U texts, L tokens, M masked tokens, E width of the encoder, V words of t
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from pydantic import Field, model_validator
 from tokenizers.trainers import WordPieceTrainer
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-    DataCollatorForLanguageModeling,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
 
 from models.data.schema import UserError
 from models.data.strict import Strict
 from models.nets.pretrain import PretrainLoop, descend
 from models.nets.text import MINILM, load_encoder, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 KEY = "pretrain.text.encoder"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -79,7 +74,7 @@ class MaskedTokens(nn.Module):
     The scores of words are products with the encoder's own word embeddings.
     """
 
-    def __init__(self, encoder: PreTrainedModel) -> None:
+    def __init__(self, encoder: "PreTrainedModel") -> None:
         super().__init__()
         self.encoder = encoder
         words = encoder.get_input_embeddings()
@@ -99,11 +94,13 @@ class MaskedTokens(nn.Module):
         return loss / asked_UL.sum().clamp(min=1)
 
 
-def new_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def new_tokenizer(texts: Sequence[str], vocabulary: int) -> "PreTrainedTokenizerFast":
     """A WordPiece tokenizer with at most so many words, trained on the texts; lower case.
 
     Chinese characters are words of their own, as in every BERT.
     """
+    from transformers import BertTokenizer
+
     bert = BertTokenizer().backend_tokenizer
     words = Counter(
         word
@@ -126,11 +123,13 @@ def new_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerF
         vocab_size=vocabulary, special_tokens=first, limit_alphabet=0, show_progress=False
     )
     bert.train_from_iterator(texts, trainer)
-    return cast(PreTrainedTokenizerFast, BertTokenizer(vocab=bert.get_vocab()))
+    return cast("PreTrainedTokenizerFast", BertTokenizer(vocab=bert.get_vocab()))
 
 
-def new_encoder(config: NewEncoder, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def new_encoder(config: NewEncoder, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
     """An untrained BERT for a tokenizer."""
+    from transformers import BertConfig, BertModel
+
     bert = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.width,
@@ -152,7 +151,7 @@ def pretrain_text(
     seed: int,
     device: torch.device,
     progress: Callable[[int, int], None],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, list[float]]:
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, list[float]]":
     """An encoder that has learned to fill in masked words of the texts; each epoch's mean loss.
 
     The same for the same texts in the same order. Raises UserError where the encoder to go on from
@@ -165,7 +164,7 @@ def pretrain_text(
         encoder = new_encoder(start, tokenizer)
     else:
         encoder = load_encoder(start, KEY)
-        tokenizer = cast(PreTrainedTokenizerFast, load_tokenizer(start, KEY))
+        tokenizer = cast("PreTrainedTokenizerFast", load_tokenizer(start, KEY))
     if tokenizer.mask_token is None:
         raise UserError(f"{KEY} {start!r}: its tokenizer has no mask token")
     batches = _Batches(texts, tokenizer, config, max_tokens, seed)
@@ -186,7 +185,7 @@ class _Batches:
     def __init__(
         self,
         texts: Sequence[str],
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: "PreTrainedTokenizerFast",
         config: TextPretraining,
         max_tokens: int,
         seed: int,
@@ -202,6 +201,8 @@ class _Batches:
         ]
         self.steps = len(self.chunks)
         self.order = torch.Generator().manual_seed(seed)
+        from transformers import DataCollatorForLanguageModeling
+
         self.masking = DataCollatorForLanguageModeling(
             tokenizer, mlm_probability=config.masked, pad_to_multiple_of=8, seed=seed
         )
