@@ -15,10 +15,7 @@ from models.data.schema import UserError
 from models.data.source import Source
 from models.data.strict import Strict
 from models.data.tasks import Roles, Split, Task
-from models.nets.fit import FitConfig
-from models.nets.network import NetworkConfig
-from models.nets.pretrain_events import EventPretraining
-from models.nets.pretrain_text import TextPretraining
+from models.nets.config import EventPretraining, FitConfig, NetworkConfig, TextPretraining
 from models.scoring.policy import PolicyConfig
 from models.scoring.scorecard import ScorecardConfig
 from models.scoring.stack import StackConfig

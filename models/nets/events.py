@@ -1,17 +1,14 @@
 """Events as vectors. Shapes: B rows, S events, X numbers of an event, D width."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from models.data.batch import Batch
+from models.nets.config import Amounts
 from models.nets.piecewise import PiecewiseLinear
 
 NUMBERS = 3  # amount, time gap, age
 AMOUNT_BINS = 16
-
-Amounts = Literal["linear", "piecewise"]
 
 
 class EventEmbedding(nn.Module):

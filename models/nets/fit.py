@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.data.batch import Batch
 from models.data.schema import UserError
-from models.data.strict import Strict
 from models.nets.average import Average
+from models.nets.config import FitConfig
 from models.nets.network import Network
 from models.nets.parameter_groups import parameter_groups
 from models.nets.sharding import evened, gathered, like
@@ -31,30 +30,6 @@ RACE = (768, 768)  # a matrix product of about this size tells which precision i
 CLEARLY = 1.3  # so that noise does not decide
 USERS_NAMED = 5
 ADVICE = "lower train.loop.learning_rate"
-
-
-class FitConfig(Strict):
-    """How long and how fast. `batch_rows` is per rank; learning rates are peak values.
-
-    Epochs with a frozen encoder cost little, as each text is encoded once; the encoder is then
-    tuned for towers that already read it. Source: Kumar et al. 2022, "Fine-tuning can distort
-    pretrained features and underperform out-of-distribution".
-    """
-
-    epochs: int = Field(default=3, ge=1)
-    frozen_epochs: int = Field(default=0, ge=0)  # the first ones, with the text encoder as it is
-    batch_rows: int = Field(default=64, ge=1)
-    accumulate: int = Field(default=1, ge=1)  # batches to a step of the optimiser
-    learning_rate: float = Field(default=1e-3, gt=0)
-    text_learning_rate: float = Field(default=1e-4, gt=0)
-    text_layer_decay: float = Field(default=1.0, gt=0, le=1)  # of that rate, a layer down
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of all steps
-    alone_weight: float = Field(default=0.5, ge=0)  # of each modality's own loss
-    clip_norm: float = Field(default=10.0, gt=0)
-    average_decay: float = Field(default=0.99, ge=0, lt=1)  # a step; of the weights that are kept
-    patience: int = Field(default=2, ge=1)  # epochs without a better select loss
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,13 @@ exactly 0 for the others, with a sum of 1. They say how far each modality was li
 part of the answer. Shapes: B rows, M modalities, D width.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from models.data.strict import Strict
+from models.nets.config import FusionConfig
 from models.nets.pooling import masked_softmax
 
 MODALITIES = ("text", "behaviour", "tabular", "social")
-
-
-class FusionConfig(Strict):
-    """How the modalities' vectors become one."""
-
-    kind: Literal["attention", "gated", "concat"] = "attention"
 
 
 def fusion_of(config: FusionConfig, width: int) -> nn.Module:

@@ -10,7 +10,8 @@ from torch.nn import functional
 from models.data.schema import UserError
 from models.data.stats import Target, logit
 from models.data.tasks import Task
-from models.nets.losses import BinaryLoss, LossConfig, TaskUncertainty, binary_loss
+from models.nets.config import BinaryLoss, LossConfig
+from models.nets.losses import TaskUncertainty, binary_loss
 
 PLAIN = BinaryLoss()
 

@@ -5,25 +5,11 @@ Source: Hu et al. 2021, "LoRA: Low-rank adaptation of large language models".
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from models.data.schema import UserError
-from models.data.strict import Strict
+from models.nets.config import LoraConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class LoraConfig(Strict):
-    """A weight W of the `targets` learns W + alpha / rank · B A, with B and A of `rank`.
-
-    `targets`: names of the linear layers in the encoder, as they end.
-    """
-
-    rank: int = Field(default=8, ge=1)
-    alpha: float = Field(default=16.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = Field(default=("query", "value"), min_length=1)
 
 
 def add_adapters(encoder: "PreTrainedModel", config: LoraConfig) -> None:

@@ -5,47 +5,14 @@ stay the plain log-loss.
 """
 
 import math
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.data.strict import Strict
+from models.nets.config import BinaryLoss
 
 MOST_LOG_VARIANCE = 2.0
-
-
-class BinaryLoss(Strict):
-    """The loss of a binary task; by default the cross-entropy.
-
-    `positive_weight`: of a positive row against a negative one; "balanced" makes both classes
-    weigh the same. `focal`: the exponent γ by which rows that are already right count less.
-    `smoothing`: the share of a label that goes evenly to both classes. The last two pull
-    probabilities to the middle, which the calibration puts right.
-    """
-
-    positive_weight: Annotated[float, Field(gt=0)] | Literal["balanced"] = 1.0
-    focal: float = Field(default=0.0, ge=0)
-    smoothing: float = Field(default=0.0, ge=0, lt=1)
-
-    def weight(self, rate: float) -> float:
-        """Of a positive row, where that share of the rows is positive."""
-        if self.positive_weight == "balanced":
-            return (1 - rate) / rate
-        return self.positive_weight
-
-
-class LossConfig(Strict):
-    """How training weighs tasks, and losses of binary tasks by their names.
-
-    `task_weights`: "fixed" are those of the tasks; "learned" multiplies them with the inverse of
-    each task's own uncertainty.
-    """
-
-    task_weights: Literal["fixed", "learned"] = "fixed"
-    binary: dict[str, BinaryLoss] = Field(default_factory=dict)
 
 
 def binary_loss(logit_B: Tensor, y_B: Tensor, config: BinaryLoss, rate: float) -> Tensor:

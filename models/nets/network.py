@@ -8,46 +8,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.data.batch import Batch
 from models.data.features import FeatureConfig, tabular_columns
 from models.data.stats import Stats
-from models.data.strict import Strict
 from models.data.tasks import Task
-from models.nets.fusion import MODALITIES, FusionConfig, ModalityDropout, fusion_of
+from models.nets.config import NetworkConfig
+from models.nets.fusion import MODALITIES, ModalityDropout, fusion_of
 from models.nets.heads import Alone, Heads
-from models.nets.losses import LossConfig
-from models.nets.sequence import BehaviourConfig, BehaviourTower
+from models.nets.sequence import BehaviourTower
 from models.nets.social import SocialTower
-from models.nets.tabular import TabularConfig, TabularTower
-from models.nets.text import TextConfig, TextTower, freeze
+from models.nets.tabular import TabularTower
+from models.nets.text import TextTower, freeze
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class NetworkConfig(Strict):
-    """The shape of the network and what it is trained for. `width` is its one main dial.
-
-    `modality_dropout`: the chance of each modality of a row to be withheld in a training step, so
-    that the others learn to do without it.
-    """
-
-    width: int = Field(default=64, ge=8)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    modality_dropout: float = Field(default=0.0, ge=0, lt=1)
-    text: TextConfig = TextConfig()
-    behaviour: BehaviourConfig = BehaviourConfig()
-    tabular: TabularConfig = TabularConfig()
-    fusion: FusionConfig = FusionConfig()
-    loss: LossConfig = LossConfig()
-
-    @model_validator(mode="after")
-    def _width_suits_the_encoder(self) -> "NetworkConfig":
-        self.behaviour.check(self.width)
-        return self
 
 
 @dataclass(frozen=True)

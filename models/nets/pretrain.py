@@ -5,25 +5,16 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from models.data.schema import UserError
-from models.data.strict import Strict
+from models.nets.config import PretrainLoop
 from models.nets.fit import autocast
 
 T = TypeVar("T")
 WARMUP = 0.1  # share of all steps
 CLIP_NORM = 1.0
 ADVICE = "lower the learning_rate under pretrain"
-
-
-class PretrainLoop(Strict):
-    """How long and how fast; the rate is the peak of a cosine with a warm-up."""
-
-    epochs: int = Field(default=3, ge=1)
-    batch: int = Field(default=64, ge=1)
-    learning_rate: float = Field(default=5e-4, gt=0)
 
 
 def descend(

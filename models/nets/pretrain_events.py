@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,21 +25,13 @@ from models.data.schema import UserError
 from models.data.stats import Stats
 from models.data.strict import Strict
 from models.data.vocabulary import Vocabulary
-from models.nets.network import NetworkConfig
-from models.nets.pretrain import PretrainLoop, descend
-from models.nets.sequence import BehaviourConfig, BehaviourTower
+from models.nets.config import BehaviourConfig, EventPretraining, NetworkConfig
+from models.nets.pretrain import descend
+from models.nets.sequence import BehaviourTower
 
 WEIGHTS = "tower.safetensors"
 SPEC = "tower.json"
 LISTS = ("type", "category", "amount", "age_h", "gap_h", "hour", "weekday")  # events_…
-
-
-class EventPretraining(PretrainLoop):
-    """`batch` counts users; of more than `max_users` a sample is drawn."""
-
-    epochs: int = Field(default=10, ge=1)
-    horizon: int = Field(default=8, ge=1)  # next events that are told
-    max_users: int = Field(default=100_000, ge=1)
 
 
 class TowerSpec(Strict):

@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
-from pydantic import Field, model_validator
 from tokenizers.trainers import WordPieceTrainer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.data.schema import UserError
-from models.data.strict import Strict
-from models.nets.pretrain import PretrainLoop, descend
-from models.nets.text import MINILM, load_encoder, load_tokenizer
+from models.nets.config import NewEncoder, TextPretraining
+from models.nets.pretrain import descend
+from models.nets.text import load_encoder, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -28,44 +27,6 @@ KEY = "pretrain.text.encoder"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_POSITIONS = 512
 IGNORED = -100  # the label of a token that is not masked
-
-
-class NewEncoder(Strict):
-    """A BERT from nothing, with a WordPiece tokenizer of `vocabulary` words for the texts."""
-
-    vocabulary: int = Field(default=8000, ge=100)
-    layers: int = Field(default=4, ge=1)
-    width: int = Field(default=256, ge=8)
-    heads: int = Field(default=4, ge=1)
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> "NewEncoder":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
-        return self
-
-
-class TextPretraining(PretrainLoop):
-    """Going on from `encoder` ("minilm" if None), named as in `network.text`, or from a `new` one.
-
-    `batch` counts texts; of more than `max_texts` distinct ones a sample is drawn.
-    """
-
-    encoder: str | None = None
-    new: NewEncoder | None = None
-    masked: float = Field(default=0.15, gt=0, lt=1)  # share of the tokens
-    max_texts: int = Field(default=200_000, ge=1)
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "TextPretraining":
-        if self.encoder is not None and self.new is not None:
-            raise ValueError("encoder and new: expected one of them, not both")
-        return self
-
-    @property
-    def start(self) -> str | NewEncoder:
-        """The encoder to go on from, or the sizes of a new one."""
-        return self.new or self.encoder or MINILM
 
 
 class MaskedTokens(nn.Module):

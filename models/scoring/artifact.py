@@ -27,7 +27,8 @@ from models.data.schema import UserError
 from models.data.stats import Stats
 from models.data.strict import Strict
 from models.data.tasks import Roles, Task
-from models.nets.network import Network, NetworkConfig
+from models.nets.config import NetworkConfig
+from models.nets.network import Network
 from models.nets.text import empty_encoder
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
 from models.scoring.expert import Columns, Expert, Trees
