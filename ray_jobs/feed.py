@@ -1,5 +1,6 @@
 """Ray Tune fed with jobs: which run at a time, on what, and what becomes of those that fail."""
 
+import logging
 import math
 import os
 import shutil
@@ -23,6 +24,7 @@ from ray_jobs.trial import FAILED, RUN, TRACE, Assignment, trial
 from tuning.search import Epochs, Job
 from tuning.space import applied
 
+OWN = "ray"  # Tune's folder in the study's, while it runs
 TINY = 0.01  # of a CPU, for a trial that only waits for its ranks
 
 
@@ -64,6 +66,9 @@ class Feed(Searcher):
         """Run every job that is left."""
         if all(phase.finished for phase in self.phases):
             return
+        # what Tune itself would write of trials stands in the study
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
         ray_tune.Tuner(
             ray_tune.with_resources(trial, _resources(self.config)),
             tune_config=ray_tune.TuneConfig(
@@ -77,13 +82,14 @@ class Feed(Searcher):
                 trial_dirname_creator=str,
             ),
             run_config=ray_tune.RunConfig(
-                name="ray",
+                name=OWN,
                 storage_path=str(self.folder),
                 verbose=0,
                 failure_config=ray_tune.FailureConfig(max_failures=self.config.tune.max_failures),
                 stop=Surrender(self),
             ),
         ).fit()
+        shutil.rmtree(self.folder / OWN, ignore_errors=True)
         if self.hopeless:
             raise UserError(f"the first {self.failures} trials all failed: {self.why}")
         if not all(phase.finished for phase in self.phases):

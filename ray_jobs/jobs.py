@@ -37,13 +37,15 @@ def run(arguments: argparse.Namespace) -> None:
     config = load(arguments.config, arguments.overrides)
     if arguments.verb == "demo":
         demo.prepare(config)
+    if arguments.verb == "tune":
+        config = tune.checked(config, arguments.name)
     verbs: dict[str, Callable[[], Any]] = {
         "simulate": lambda: run_simulate(config),
         "ingest": lambda: run_ingest(config),
         "snapshot": lambda: snapshot.snapshot(config, tables(config)),
         "pretrain": lambda: pretrain.pretrain(config, tables(config)),
         "train": lambda: run_train(config, arguments.name, arguments.from_study, arguments.trial),
-        "tune": lambda: tune.tune(tune.named(config, arguments.name), tables(config)),
+        "tune": lambda: tune.tune(config, tables(config)),
         "evaluate": lambda: run_evaluate(config),
         "promote": lambda: run_promote(config, arguments.model, arguments.approver),
         "backfill": lambda: backfill.backfill(config, tables(config)),

@@ -65,6 +65,16 @@ def storage_of(config: Config) -> str:
     return config.tune.storage or f"sqlite:///{folder_of(config) / DATABASE}"
 
 
+def checked(config: Config, name: str | None) -> Config:
+    """The configuration with a study's name, if one is given; what it searches is a space.
+
+    Raises UserError; nothing has been started then.
+    """
+    config = named(config, name)
+    Space(config.tune.space, config)
+    return config
+
+
 def named(config: Config, name: str | None) -> Config:
     """The configuration with a study's name, if one is given."""
     return config if name is None else applied(config, {"tune.name": name})

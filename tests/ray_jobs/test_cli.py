@@ -18,6 +18,16 @@ def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[
     )
 
 
+def test_a_bad_space_is_one_line_before_anything_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = main(["tune", "-c", "demo", "--set", "tune.space={network.widht: [32]}"])
+    assert code == 2
+    assert capsys.readouterr().err == (
+        "raycredit tune: tune.space: no parameter 'network.widht'; the nearest is 'network.width'\n"
+    )
+
+
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "ray_jobs", "ingest", "-c", "nothing.yaml"]
     root = Path(__file__).parents[2]
