@@ -17,8 +17,8 @@ from models.scoring import artifact
 from models.scoring.baselines import Baselines, fit_baselines
 from models.scoring.evaluation import About, Evaluation
 from models.scoring.evaluation import evaluate as evaluation_of
-from models.scoring.expert import Columns
 from models.scoring.scorer import Scorer
+from models.scoring.trees import Columns
 from ray_jobs import registry
 from ray_jobs.config import Config
 from ray_jobs.parallel import over_actors
@@ -39,7 +39,8 @@ def evaluate(config: Config, tables: Tables) -> Evaluation:
     model = registry.latest(tables.lake)
     spec = artifact.load_spec(Path(model.path))
     snapshot = load(Path(config.work) / "snapshots" / spec.trained_on["snapshot"])
-    baselines = _baselines.remote(config, snapshot, spec.stack is None)
+    experts = {source for stack in spec.stack.values() for source in stack.alone}
+    baselines = _baselines.remote(config, snapshot, experts)
     predictions = _predict(config, snapshot, model.path)
     test = snapshot.read("test").frame
     result = evaluation_of(
@@ -108,10 +109,10 @@ def _currency(config: Config) -> str:
 
 
 @ray.remote(num_cpus=1)
-def _baselines(config: Config, snapshot: Snapshot, trees: bool) -> Baselines:
+def _baselines(config: Config, snapshot: Snapshot, experts: set[str]) -> Baselines:
     columns = Columns(snapshot.tabular, snapshot.categorical, snapshot.social)
     frames = {role: snapshot.read(role).frame for role in ROLES}
-    return fit_baselines(frames, columns, config.tasks, seed=config.seed, trees=trees)
+    return fit_baselines(frames, columns, config.tasks, seed=config.seed, leave_out=experts)
 
 
 def _predict(config: Config, snapshot: Snapshot, model: str) -> pl.DataFrame:

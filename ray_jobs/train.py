@@ -26,7 +26,7 @@ from models.nets.lora import merge_adapters
 from models.nets.pretrain_events import check_tower
 from models.nets.text import load_tokenizer
 from models.scoring import artifact
-from models.scoring.expert import Expert, fit_expert
+from models.scoring.expert import Experts, fit_experts
 from models.scoring.fit_calibration import calibrators_of
 from models.scoring.predict import Predictor
 from ray_jobs import registry, tracking
@@ -212,9 +212,9 @@ def _finish(config: Config, snapshot: Snapshot, weights: str, run: str, unknown:
         merge_adapters(network.text.encoder)
     tokenizer = load_tokenizer(config.network.text.encoder)
     predictor = Predictor(network, snapshot.stats, tokenizer, config.features.max_tokens)
-    expert = _expert(config, snapshot)
+    experts = _experts(config, snapshot)
     rows = snapshot.read("calibrate")
-    calibration = calibrators_of(predictor, rows, config.tasks, config.seed, expert)
+    calibration = calibrators_of(predictor, rows, config.tasks, config.seed, experts)
     spec = artifact.ModelSpec(
         tasks=config.tasks,
         roles=config.roles,
@@ -235,14 +235,15 @@ def _finish(config: Config, snapshot: Snapshot, weights: str, run: str, unknown:
             "unknown_tokens": f"{unknown:.4f}",  # of the fit role's texts
         },
     )
-    return str(artifact.save(Path(config.work) / "artifacts", spec, network, tokenizer, expert))
+    return str(artifact.save(Path(config.work) / "artifacts", spec, network, tokenizer, experts))
 
 
-def _expert(config: Config, snapshot: Snapshot) -> Expert | None:
-    """The expert that the configuration asks for beside the network."""
-    if not config.stack.experts:
-        return None
+def _experts(config: Config, snapshot: Snapshot) -> Experts:
+    """The experts that the configuration asks for beside the network."""
+    names = config.stack.experts
+    if not names:
+        return {}
     labels = [f"y_{name}" for name in config.tasks]
-    read = [*snapshot.tabular, *snapshot.social, *snapshot.categorical, *labels]
+    read = [*snapshot.tabular, *snapshot.social, *snapshot.categorical, "texts", *labels]
     fit, select = snapshot.read("fit", read), snapshot.read("select", read)
-    return fit_expert(fit, select, config.tasks, config.seed, config.stack.resample)
+    return fit_experts(names, fit, select, config.tasks, config.seed, config.stack.resample)

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from models.data.schema import UserError
 from models.data.strict import Strict
 
+Kind = Literal["binary", "amount"]
 Role = Literal["fit", "select", "calibrate", "test"]
 ROLES: tuple[Role, ...] = ("fit", "select", "calibrate", "test")
 
@@ -25,7 +26,7 @@ class Task(Strict):
     `eligible` is an SQL condition over the feature columns: whom the task is about.
     """
 
-    kind: Literal["binary", "amount"]
+    kind: Kind
     expression: str | None = None
     window: timedelta = timedelta(days=30)
     eligible: str | None = None

@@ -3,7 +3,7 @@
 manifest.json         the other files' hashes; its own hash names the model
 model.json            tasks, features, network, stats, calibration, scorecard, policy
 model.safetensors     the weights
-lightgbm/<k>.txt      the trees of the k-th task, in LightGBM's own text; only of a stack
+experts/<name>/…      what a stack has beside the network: LightGBM's own text, terms as JSON
 encoder/config.json   the text encoder's architecture
 tokenizer/…           the tokenizer's files
 """
@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models.data.batch import Tokenizer
-from models.data.features import FeatureConfig, tabular_columns
+from models.data.features import FeatureConfig
 from models.data.schema import UserError
 from models.data.stats import Stats
 from models.data.strict import Strict
@@ -31,10 +31,10 @@ from models.nets.config import NetworkConfig
 from models.nets.network import Network
 from models.nets.text import empty_encoder
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
-from models.scoring.expert import Columns, Expert, Trees
+from models.scoring.expert import Experts, load_experts, write_experts
 from models.scoring.policy import PolicyConfig
 from models.scoring.scorecard import ScorecardConfig
-from models.scoring.stack import LIGHTGBM, Stack
+from models.scoring.stack import NETWORK, TaskStack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 MODEL = "model.json"
 WEIGHTS = "model.safetensors"
+EXPERTS = "experts"
 FORMAT = 1
 
 
@@ -49,8 +50,8 @@ class ModelSpec(Strict):
     """All of a model but its weights and tokenizer.
 
     `replicates`: calibrators of bootstrap samples of the calibrate role, whose spread is the
-    interval of a probability. `stack`: how an expert has its say; null: the network alone is the
-    model. `precision`: the arithmetic that every caller scores in.
+    interval of a probability. `stack`: by task, how experts have their say; empty: the network
+    alone is the model. `precision`: the arithmetic that every caller scores in.
     `trained_on`: what makes it reproducible (snapshot, table versions, seed).
     """
 
@@ -63,7 +64,7 @@ class ModelSpec(Strict):
     policy: PolicyConfig
     calibrators: dict[str, BinaryCalibrator | AmountCalibrator]
     replicates: dict[str, tuple[BinaryCalibrator, ...]] = Field(default_factory=dict)
-    stack: Stack | None = None
+    stack: dict[str, TaskStack] = Field(default_factory=dict)
     precision: Literal["fp32"] = "fp32"
     trained_on: dict[str, str] = Field(default_factory=dict)
 
@@ -76,7 +77,7 @@ class Artifact:
     spec: ModelSpec
     network: Network
     tokenizer: Tokenizer
-    expert: Expert | None = None
+    experts: Experts = field(default_factory=dict)
 
 
 def save(
@@ -84,10 +85,9 @@ def save(
     spec: ModelSpec,
     network: Network,
     tokenizer: Tokenizer,
-    expert: Expert | None = None,
+    experts: Experts | None = None,
 ) -> Path:
     """Write a model under `folder/<first 16 digits of its hash>` in one step; return that path."""
-    assert (spec.stack is None) == (expert is None)
     folder.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
@@ -96,8 +96,8 @@ def save(
         save_file(weights, staged / WEIGHTS)
         network.text.encoder.config.save_pretrained(staged / "encoder")
         _save_tokenizer(cast("PreTrainedTokenizerFast", tokenizer), staged / "tokenizer")
-        if expert is not None:
-            _save_expert(expert, spec, staged)
+        if experts:
+            write_experts(experts, staged / EXPERTS, tuple(spec.tasks))
         hashes = {str(p.relative_to(staged)): _sha256(p) for p in _files(staged)}
         (staged / MANIFEST).write_bytes(_manifest(hashes))
         final = folder / sha256(staged)[:16]
@@ -125,8 +125,8 @@ def load(folder: Path) -> Artifact:
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         line = str(error).splitlines()[0]
         raise UserError(f"{folder}: written by another version of raycredit: {line}") from error
-    expert = _load_expert(spec, folder)
-    return Artifact(sha256(folder), spec, network, cast(Tokenizer, tokenizer), expert)
+    experts = _experts(folder / EXPERTS, spec)
+    return Artifact(sha256(folder), spec, network, cast(Tokenizer, tokenizer), experts)
 
 
 def load_spec(folder: Path) -> ModelSpec:
@@ -165,33 +165,15 @@ def sha256(folder: Path) -> str:
     return _sha256(folder / MANIFEST)
 
 
-def _save_expert(expert: Expert, spec: ModelSpec, folder: Path) -> None:
-    (folder / LIGHTGBM).mkdir()
-    for path, name in _tree_files(spec, folder):
-        if name in expert.trees:
-            path.write_text(expert.trees[name].text, encoding="utf-8")
-
-
-def _load_expert(spec: ModelSpec, folder: Path) -> Expert | None:
-    if spec.stack is None:
-        return None
-    words = spec.stats.vocabulary
-    columns = Columns(tabular_columns(words), words.categorical, tuple(spec.stats.social))
-    trees = {}
-    for path, name in _tree_files(spec, folder):
-        if LIGHTGBM not in spec.stack.tasks[name].alone:
-            continue
-        try:
-            trees[name] = Trees(spec.tasks[name].kind, path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            line = str(error).splitlines()[0]
-            raise UserError(f"{path}: {line}") from error
-    return Expert(columns, trees, spec.stack.medians)
-
-
-def _tree_files(spec: ModelSpec, folder: Path) -> list[tuple[Path, str]]:
-    """Each task's file; by its number, since a task's name need be no file name."""
-    return [(folder / LIGHTGBM / f"{k}.txt", name) for k, name in enumerate(spec.tasks)]
+def _experts(folder: Path, spec: ModelSpec) -> Experts:
+    """All that the stacks of the tasks speak of."""
+    experts = load_experts(folder, spec.tasks)
+    having = {(name, task) for name, expert in experts.items() for task in expert.tasks}
+    for task, stack in spec.stack.items():
+        for name in stack.alone:
+            if name != NETWORK and (name, task) not in having:
+                raise UserError(f"{folder / name}: nothing on tasks.{task}")
+    return experts
 
 
 def _save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:

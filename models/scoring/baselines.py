@@ -1,40 +1,32 @@
 """Honest baselines, trained on the same snapshots and calibrated as the model is.
 
-- lightgbm: gradient boosted trees on the tabular, social and profile columns, as a stack has them;
-- tfidf: a linear model on TF-IDF of the user's texts;
+- lightgbm: boosted trees on the tabular, social and profile columns (`models.scoring.trees`);
+- tfidf: a linear model on TF-IDF of the user's texts (`models.scoring.terms`);
 - constant: the base rate, or the mean amount.
 
 Each is fitted on the fit role, its free choice (rounds, strength of regularisation) made on the
 select role, and its output calibrated on the calibrate role by `models.scoring.calibrate`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from scipy.special import expit, logit
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
 
+from models.data.schema import UserError
 from models.data.tasks import ROLES, Role, Task
 from models.scoring.calibrate import fit_amount, fit_binary
-from models.scoring.expert import Columns, fit_trees, labels_of
+from models.scoring.parts import labels_of
+from models.scoring.terms import fit_linear, fit_terms
+from models.scoring.trees import Columns, fit_trees
 
 FloatArray = NDArray[np.float64]
 Predict = Callable[[Any], Any]  # a matrix of one row or more → logits, or amounts
 Fitter = Callable[[Any, FloatArray, Any, FloatArray, int], Predict]
-
-INVERSE_PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
-PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)  # alpha of the ridge regression
-MAX_TERMS = 50_000
-MOSTLY = 0.5
-CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# Chinese and Japanese are written without spaces: there a character is a token, elsewhere a word.
-TOKEN = rf"(?u)[{CJK}]|[^\W{CJK}]{{2,}}"
 
 
 @dataclass(frozen=True)
@@ -54,24 +46,25 @@ def fit_baselines(
     tasks: Mapping[str, Task],
     *,
     seed: int,
-    trees: bool = True,
+    leave_out: Collection[str] = (),
 ) -> Baselines:
     """Fit every baseline of every task; predictions are for all rows of the test role, in order.
 
     `frames`: one snapshot a role, with `columns`, the list column `texts` and one `y_<task>` a
     task, null where the outcome is unknown; such rows are not learned from. Binary predictions
     are probabilities, amounts are in the unit of the task; negative amounts are learned as 0.
-    `trees`: false where the model's own expert stands for lightgbm.
+    `leave_out`: baselines that the experts of the model's own stack stand for.
     """
     notes: list[str] = []
     matrices: dict[str, Mapping[Role, Any]] = {}
-    if trees:
+    if "lightgbm" not in leave_out:
         matrices["lightgbm"] = {role: columns.matrix(frames[role]) for role in ROLES}
-    terms = _tfidf(frames)
-    if isinstance(terms, str):
-        notes.append(f"tfidf: left out, {terms}")
-    else:
-        matrices["tfidf"] = terms
+    if "tfidf" not in leave_out:
+        try:
+            terms = fit_terms(frames["fit"])
+            matrices["tfidf"] = {role: terms.matrix(frames[role]) for role in ROLES}
+        except UserError as error:
+            notes.append(f"tfidf: left out, {error}")
     matrices["constant"] = {role: np.empty((frames[role].height, 0)) for role in ROLES}
     predictions: dict[str, dict[str, FloatArray]] = {}
     for name, task in tasks.items():
@@ -95,9 +88,11 @@ def _fitters(task: Task, columns: Columns) -> dict[str, Fitter]:
     def trees(x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int) -> Predict:
         return fit_trees(task.kind, columns.codes, (x, y), (x_select, y_select), seed).raw
 
-    if task.kind == "binary":
-        return {"lightgbm": trees, "tfidf": _logistic, "constant": _constant_logit}
-    return {"lightgbm": trees, "tfidf": _ridge, "constant": _constant_amount}
+    def line(x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int) -> Predict:
+        return fit_linear(task.kind, (x, y), (x_select, y_select)).raw
+
+    constant = _constant_logit if task.kind == "binary" else _constant_amount
+    return {"lightgbm": trees, "tfidf": line, "constant": constant}
 
 
 def _predict(
@@ -137,72 +132,6 @@ def _not_learnable(labels: Mapping[Role, FloatArray]) -> str | None:
     if not np.isfinite(labels["select"]).any():
         return "the select role has no known outcome"
     return None
-
-
-def _tfidf(frames: Mapping[Role, pl.DataFrame]) -> dict[Role, csr_matrix] | str:
-    """TF-IDF of each role's texts, fitted on the fit role; or why there is none.
-
-    A user's texts are joined. Words with their pairs; characters up to triples where the texts
-    are mostly Chinese or Japanese.
-    """
-    if any("texts" not in frames[role].columns for role in ROLES):
-        return "there are no texts"
-    joined = {
-        role: frames[role]["texts"].list.join(" ", ignore_nulls=True).fill_null("")
-        for role in ROLES
-    }
-    letters = int(joined["fit"].str.count_matches(r"\p{L}").sum())
-    if not letters:
-        return "the texts of the fit role have no letters"
-    cjk = int(joined["fit"].str.count_matches(r"[\p{Han}\p{Hiragana}\p{Katakana}]").sum())
-    vectorizer = TfidfVectorizer(
-        token_pattern=TOKEN,
-        ngram_range=(1, 3) if cjk / letters > MOSTLY else (1, 2),
-        min_df=2,
-        max_features=MAX_TERMS,
-        sublinear_tf=True,
-        dtype=np.float32,
-    )
-    try:
-        fitted = vectorizer.fit_transform(joined["fit"].to_list())
-    except ValueError:  # the only way it fails on strings: nothing is left after pruning
-        return "no term occurs in two texts of the fit role"
-    nothing = csr_matrix((0, fitted.shape[1]))  # scikit-learn refuses an empty list
-    others = {
-        role: vectorizer.transform(joined[role].to_list()) if len(joined[role]) else nothing
-        for role in ROLES[1:]
-    }
-    return {"fit": fitted, **others}
-
-
-def _logistic(x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int) -> Predict:
-    """L2-regularised logistic regression; C by the log-loss of the select role."""
-
-    def loss(model: LogisticRegression) -> float:
-        z = model.decision_function(x_select)
-        return float(np.mean(np.logaddexp(0.0, z) - y_select * z))
-
-    best = LogisticRegression(C=INVERSE_PENALTIES[0], max_iter=1000).fit(x, y)
-    for c in INVERSE_PENALTIES[1:]:  # each is slower than the last, and the loss has one valley
-        weaker = LogisticRegression(C=c, max_iter=1000).fit(x, y)
-        if loss(weaker) >= loss(best):
-            break
-        best = weaker
-    decide: Predict = best.decision_function
-    return decide
-
-
-def _ridge(x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int) -> Predict:
-    """Ridge regression of ln(1 + amount); alpha by the squared error of the select role."""
-    target, held_out = np.log1p(y), np.log1p(y_select)
-    highest = float(target.max())  # a line may leave the range of what was ever seen
-
-    def loss(model: Ridge) -> float:
-        return float(np.mean((model.predict(x_select) - held_out) ** 2))
-
-    candidates = [Ridge(alpha=alpha).fit(x, target) for alpha in PENALTIES]
-    best = min(candidates, key=loss)
-    return lambda rows: np.expm1(np.clip(best.predict(rows), 0.0, highest))
 
 
 def _constant_logit(

@@ -22,6 +22,7 @@ from models.scoring.curves import (
     rate_bins,
     roc,
 )
+from models.scoring.expert import NAMES
 from models.scoring.metrics import (
     amount_metrics,
     at_threshold,
@@ -29,7 +30,7 @@ from models.scoring.metrics import (
     measure,
     paired_difference,
 )
-from models.scoring.stack import LIGHTGBM, NETWORK
+from models.scoring.stack import NETWORK
 
 FloatArray = NDArray[np.float64]
 MODEL, ORACLE = "model", "oracle"
@@ -280,8 +281,8 @@ def _differences(
 ) -> tuple[Difference, ...]:
     known = np.isfinite(y)
     pairs = [(MODEL, name) for name in predictions if name != MODEL]
-    if NETWORK in predictions and LIGHTGBM in predictions:  # the parts of a stack
-        pairs.append((NETWORK, LIGHTGBM))
+    if NETWORK in predictions:  # a stack: its network beside its experts
+        pairs += [(NETWORK, name) for name in NAMES if name in predictions]
     return tuple(
         Difference(
             of=one,

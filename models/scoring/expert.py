@@ -1,14 +1,9 @@
-"""The tabular expert: boosted trees on columns that are the same bits offline and online.
+"""Experts beside the network of a stack: what they can do, and which there are."""
 
-The one implementation of LightGBM (Ke et al. 2017) here: the expert that a stack ships beside the
-network, and the baseline that a report compares with. Shapes: N rows, C columns.
-"""
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-import lightgbm as lgb
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -16,178 +11,74 @@ from numpy.typing import NDArray
 from models.data.features import Features
 from models.data.schema import UserError
 from models.data.tasks import Task
-from models.scoring.resample import Resampling, log_odds_shift, resampled
+from models.scoring.parts import Part
+from models.scoring.resample import Resampling
+from models.scoring.terms import TermExpert, fit_term_expert
+from models.scoring.trees import TreeExpert, fit_tree_expert
 
-FloatArray = NDArray[np.float64]
-Matrix = NDArray[np.float32]
-Kind = Literal["binary", "amount"]  # as of a task
+ExpertName = Literal["lightgbm", "tfidf"]
+NAMES: tuple[ExpertName, ...] = get_args(ExpertName)
 
-# Two threads that wait for each other at every node are many times slower than one where cores are
-# shared, and the trees are the same.
-THREADS = 1
-MAX_ROUNDS = 2000
-PATIENCE = 50  # rounds without a better select loss
-PARAMETERS = {
-    "learning_rate": 0.05,
-    "num_leaves": 15,
-    "min_data_in_leaf": 20,
-    "feature_fraction": 0.7,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "lambda_l2": 1.0,
-    "num_threads": THREADS,
-    "deterministic": True,
-    "force_row_wise": True,
-    "verbosity": -1,
+
+class Expert(Protocol):
+    """Raw values of tasks from rows of features: the same bits for a row alone and in company."""
+
+    @property
+    def tasks(self) -> Collection[str]:
+        """Those that it has anything to say of."""
+
+    def read(self, frame: pl.DataFrame) -> Any:
+        """What it sees of a frame's rows."""
+
+    def raw(self, task: str, rows: Any) -> NDArray[np.float64]:
+        """(N,) logits, or expected amounts."""
+
+    def without(self, rows: Any, parts: Sequence[Part]) -> Any:
+        """The rows, then all of them again for each part, with that part as if not known."""
+
+    def write(self, folder: Path, tasks: Sequence[str]) -> None:
+        """As files in a folder."""
+
+
+Experts = Mapping[ExpertName, Expert]
+LOADERS: dict[ExpertName, Callable[[Path, Mapping[str, Task]], Expert]] = {
+    "lightgbm": TreeExpert.load,
+    "tfidf": TermExpert.load,
 }
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a frame are what; as in `models.data.features.Features`."""
-
-    tabular: tuple[str, ...] = ()
-    categorical: tuple[str, ...] = ()
-    social: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, features: Features) -> "Columns":
-        """The columns of feature rows."""
-        return cls(features.tabular, features.categorical, features.social)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """In the order of a matrix: tabular, social, categorical."""
-        return (*self.tabular, *self.social, *self.categorical)
-
-    @property
-    def ties(self) -> range:
-        """The places of the social columns in a matrix."""
-        return range(len(self.tabular), len(self.tabular) + len(self.social))
-
-    @property
-    def codes(self) -> range:
-        """The places of the categorical columns in a matrix."""
-        return range(self.ties.stop, len(self.names))
-
-    def matrix(self, frame: pl.DataFrame) -> Matrix:
-        """(N, C) of a frame's columns, NaN where null."""
-        values = frame.select(pl.col(self.names).cast(pl.Float32)).to_numpy()
-        return np.ascontiguousarray(values, dtype=np.float32)
-
-
-class Trees:
-    """The trees of one task, and the text that they are."""
-
-    def __init__(self, kind: Kind, text: str) -> None:
-        """Raises UserError for a text that LightGBM did not write."""
-        try:
-            self._booster = lgb.Booster(model_str=text)
-        except lgb.basic.LightGBMError as error:
-            raise UserError(f"no trees of LightGBM: {str(error).splitlines()[0]}") from error
-        self.kind, self.text = kind, text
-
-    @property
-    def columns(self) -> int:
-        """How many columns a row of `raw` has."""
-        return int(self._booster.num_feature())
-
-    def raw(self, x_NC: Matrix) -> FloatArray:
-        """(N,) logits, or expected amounts; the same bits for a row alone and in any company."""
-        if not len(x_NC):  # the library refuses a matrix without rows
-            return np.empty(0)
-        logits = self.kind == "binary"
-        raw = self._booster.predict(x_NC, raw_score=logits, num_threads=THREADS)
-        return np.asarray(raw, dtype=np.float64)
-
-
-def fit_trees(
-    kind: Kind,
-    codes: Sequence[int],
-    fit: tuple[Matrix, FloatArray],
-    select: tuple[Matrix, FloatArray],
-    seed: int,
-    resampling: Resampling = "none",
-) -> Trees:
-    """Trees of the fit role, the number of rounds chosen on the select role.
-
-    `fit`, `select`: a matrix whose columns `codes` are categories, and the labels, all known. An
-    amount is estimated by the mean of a Tweedie distribution, which allows for many zeros
-    (Jørgensen 1987). Resampling is of the fit role's classes; the select role keeps its own, and
-    is judged by the log odds that are right for it.
-    """
-    binary = kind == "binary"
-    x_NC, y_N = resampled(*fit, codes, resampling, seed) if binary else fit
-    shift = log_odds_shift(fit[1], y_N) if binary and resampling != "none" else 0.0
-    train = lgb.Dataset(x_NC, y_N, categorical_feature=list(codes), params={"verbosity": -1})
-    held_out = lgb.Dataset(
-        select[0],
-        select[1],
-        reference=train,
-        init_score=np.full(len(select[1]), -shift) if shift else None,
-    )
-    booster = lgb.train(
-        PARAMETERS | {"objective": "binary" if binary else "tweedie", "seed": seed % 2**31},
-        train,
-        num_boost_round=MAX_ROUNDS,
-        valid_sets=[held_out],
-        callbacks=[lgb.early_stopping(PATIENCE, verbose=False)],
-    )
-    return Trees(kind, booster.model_to_string(num_iteration=booster.best_iteration))
-
-
-@dataclass(frozen=True)
-class Expert:
-    """The trees of each task that has any, and the columns that they read.
-
-    `medians`: of the fit role's tabular columns, null where none was known. Raises UserError for
-    trees of another number of columns.
-    """
-
-    columns: Columns
-    trees: Mapping[str, Trees]
-    medians: tuple[float | None, ...]
-
-    def __post_init__(self) -> None:
-        expected = len(self.columns.names)
-        for task, trees in self.trees.items():
-            if trees.columns != expected:
-                raise UserError(
-                    f"tasks.{task}: trees of {trees.columns} columns; {expected} were expected"
-                )
-
-
-def fit_expert(
+def fit_experts(
+    names: Sequence[ExpertName],
     fit: Features,
     select: Features,
     tasks: Mapping[str, Task],
     seed: int,
     resampling: Resampling = "none",
-) -> Expert:
-    """The expert of the fit role's rows, its rounds chosen on the select role.
-
-    Both hold the labels as `y_<task>`. A task without an outcome in the select role has no trees.
-    """
-    columns = Columns.of(fit)
-    matrices = columns.matrix(fit.frame), columns.matrix(select.frame)
-    trees = {}
-    for name, task in tasks.items():
-        y_fit, y_select = (labels_of(rows.frame, name, task.kind) for rows in (fit, select))
-        here, there = np.isfinite(y_fit), np.isfinite(y_select)
-        if there.any():
-            trees[name] = fit_trees(
-                task.kind,
-                columns.codes,
-                (matrices[0][here], y_fit[here]),
-                (matrices[1][there], y_select[there]),
-                seed,
-                resampling,
-            )
-    (medians,) = fit.frame.select(pl.col(columns.tabular).median()).rows()
-    return Expert(columns, trees, medians)
+) -> Experts:
+    """The named experts, of the fit role's rows and judged on the select role's."""
+    experts: dict[ExpertName, Expert] = {}
+    if "lightgbm" in names:
+        experts["lightgbm"] = fit_tree_expert(fit, select, tasks, seed, resampling)
+    if "tfidf" in names:
+        experts["tfidf"] = fit_term_expert(fit.frame, select.frame, tasks)
+    return experts
 
 
-def labels_of(frame: pl.DataFrame, task: str, kind: Kind) -> FloatArray:
-    """(N,) labels, NaN where unknown; a net refund is no negative purchase."""
-    y_N = np.asarray(frame[f"y_{task}"].cast(pl.Float64).to_numpy(), dtype=np.float64)
-    return np.maximum(y_N, 0.0) if kind == "amount" else y_N
+def write_experts(experts: Experts, folder: Path, tasks: Sequence[str]) -> None:
+    """Each in a folder of its name."""
+    for name, expert in experts.items():
+        (folder / name).mkdir(parents=True)
+        expert.write(folder / name, tasks)
+
+
+def load_experts(folder: Path, tasks: Mapping[str, Task]) -> Experts:
+    """What `write_experts` wrote. Raises UserError for other files."""
+    experts = {}
+    for name in NAMES:
+        if not (folder / name).is_dir():
+            continue
+        try:
+            experts[name] = LOADERS[name](folder / name, tasks)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder / name}: {str(error).splitlines()[0]}") from error
+    return experts

@@ -1,7 +1,7 @@
 """Calibrators of a trained model, fitted on the calibrate role's rows (never resampled).
 
-With an expert beside the network the same rows choose the weights of both: the stack is a part of
-the calibration, of one parameter more.
+With experts beside the network the same rows choose the weights of all: the stack is a part of the
+calibration, of one parameter more an expert.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,11 @@ from models.scoring.calibrate import (
     fit_amount,
     fit_binary,
 )
-from models.scoring.expert import Expert
+from models.scoring.expert import Experts
 from models.scoring.predict import Predictor
 from models.scoring.stack import (
     ALONE,
-    LIGHTGBM,
     NETWORK,
-    Stack,
     TaskStack,
     Values,
     Weights,
@@ -41,11 +39,14 @@ REPLICATES = 20  # bootstrap samples whose calibrators give a probability its in
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibrator a task, the replicates of each binary one, and how an expert has its say."""
+    """A calibrator a task, the replicates of each binary one, and how experts have their say.
+
+    `stack`: by task; empty without experts.
+    """
 
     calibrators: dict[str, BinaryCalibrator | AmountCalibrator]
     replicates: dict[str, tuple[BinaryCalibrator, ...]]
-    stack: Stack | None
+    stack: dict[str, TaskStack]
 
 
 def calibrators_of(
@@ -53,19 +54,19 @@ def calibrators_of(
     rows: Features,
     tasks: Mapping[str, Task],
     seed: int,
-    expert: Expert | None = None,
+    experts: Experts | None = None,
 ) -> Calibration:
-    """Calibrators of the network, or of its stack with an expert.
+    """Calibrators of the network, or of its stack with experts.
 
     `rows` holds the labels as `y_<task>`. Raises UserError for a task without labels, or with one
     class only.
     """
     network = predictor.raw(rows)
     values: dict[str, dict[str, FloatArray]] = {name: {NETWORK: network[name]} for name in tasks}
-    if expert is not None:
-        x_NC = expert.columns.matrix(rows.frame)
-        for name, trees in expert.trees.items():
-            values[name][LIGHTGBM] = trees.raw(x_NC)
+    for source, expert in (experts or {}).items():
+        seen = expert.read(rows.frame)
+        for name in expert.tasks:
+            values[name][source] = expert.raw(name, seen)
     rng = np.random.default_rng(seed)
     calibrators: dict[str, BinaryCalibrator | AmountCalibrator] = {}
     replicates: dict[str, tuple[BinaryCalibrator, ...]] = {}
@@ -85,8 +86,7 @@ def calibrators_of(
                 calibrators[name], replicates[name], stacks[name] = binary
             except UserError as error:
                 raise UserError(f"tasks.{name}: role calibrate: {error}") from error
-    stack = None if expert is None else Stack(medians=expert.medians, tasks=stacks)
-    return Calibration(calibrators, replicates, stack)
+    return Calibration(calibrators, replicates, stacks if experts else {})
 
 
 def _amount(values: Values, y: FloatArray, seed: int) -> tuple[AmountCalibrator, TaskStack]:

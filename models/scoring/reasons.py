@@ -3,15 +3,15 @@
 Each group of inputs is replaced in turn — a modality is withheld, a group of tabular columns is
 set to the fit role's median — and the rise in log odds of the final probability of default that
 its real value brings is its effect (occlusion against a reference; Covert, Lundberg and Lee 2021,
-"Explaining by removing"). Only the tabular tower, the fusion and the expert's trees are run again.
+"Explaining by removing"). Only the tabular tower, the fusion and the experts are run again.
 
-Shapes: B rows, M modalities, D width, F tabular columns, C columns of the expert, R reasons, N
-rows of all reasons.
+Shapes: B rows, M modalities, D width, F tabular columns, R reasons, N rows of all reasons.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,14 +23,14 @@ from models.data.features import tabular_columns
 from models.data.vocabulary import Vocabulary
 from models.nets.fusion import MODALITIES
 from models.nets.network import Network
-from models.scoring.expert import Expert, Matrix
+from models.scoring.expert import ExpertName, Experts
 from models.scoring.predict import Encoded, Predictor
 
 MOST = 4  # reasons given; US Regulation B's commentary holds more than four to be unhelpful
 LEAST_EFFECT = 0.02  # in log odds
 BY_TYPE = re.compile(r"(?s)(?:n|sum)_(.+)_\d+d|trend_(?:n|sum)_(.+)|recency_(.+)_d")
-# a task, the network's output [N], the expert's columns [N, C] → log odds [N]
-LogOdds = Callable[[str, Tensor, Matrix | None], NDArray[np.float64]]
+# a task, the network's output [N], what each expert sees of the N rows → log odds [N]
+LogOdds = Callable[[str, Tensor, Mapping[ExpertName, Any]], NDArray[np.float64]]
 TYPE = pl.Struct({"code": pl.String, "text": pl.String, "effect": pl.Float64})
 
 MODALITY_REASONS = {
@@ -101,16 +101,15 @@ def effects(
     task: str,
     reasons: tuple[Reason, ...],
     log_odds: LogOdds,
-    expert: Expert | None = None,
+    experts: Experts,
 ) -> NDArray[np.float64]:
     """[B, R]: the rise in log odds of a binary task that each reason's real inputs bring.
 
-    `log_odds` are those of the final probability. An expert that has a say in it sees what the
-    network sees: the same replacement in its own columns, and no change where it reads none.
+    `log_odds` are those of the final probability, `experts` those that have a say in it. What is
+    replaced for the network is replaced for them, and changes nothing where they do not read it.
     """
     network = predictor.network
     outputs = [network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks[task]]
-    matrices = [] if expert is None else [expert.columns.matrix(encoded.frame)]
     for reason in reasons:
         vectors_BMD, known_BM = encoded.vectors_BMD, encoded.known_BM
         if reason.columns:
@@ -120,10 +119,12 @@ def effects(
             known_BM = known_BM.clone()
             known_BM[:, MODALITIES.index(reason.code)] = False
         outputs.append(network.fuse(vectors_BMD, known_BM).tasks[task])
-        if expert is not None:
-            matrices.append(_matrix_without(expert, matrices[0], reason))
-    x_NC = np.concatenate(matrices) if matrices else None
-    actual_B, *without = np.split(log_odds(task, torch.cat(outputs), x_NC), len(outputs))
+    parts = [(reason.code, reason.columns) for reason in reasons]
+    seen = {
+        source: expert.without(expert.read(encoded.frame), parts)
+        for source, expert in experts.items()
+    }
+    actual_B, *without = np.split(log_odds(task, torch.cat(outputs), seen), len(outputs))
     return actual_B[:, None] - np.stack(without, axis=1)
 
 
@@ -136,17 +137,6 @@ def _tabular_without(network: Network, encoded: Encoded, reason: Reason) -> Tens
         replace(batch, tabular_BF=tabular_BF, missing_BF=missing_BF)
     )[0]
     return vector_BD
-
-
-def _matrix_without(expert: Expert, x_BC: Matrix, reason: Reason) -> Matrix:
-    """The same of the expert's columns; ties that are not known are columns that are not known."""
-    x_BC = x_BC.copy()
-    if reason.columns:
-        medians = np.array(expert.medians, dtype=np.float32)  # of a column never known NaN
-        x_BC[:, list(reason.columns)] = medians[list(reason.columns)]
-    elif reason.code == "social":
-        x_BC[:, list(expert.columns.ties)] = np.nan
-    return x_BC
 
 
 def top_reasons(effect_BR: NDArray[np.float64], reasons: tuple[Reason, ...]) -> pl.Series:

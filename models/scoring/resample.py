@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from models.data import resample
+from models.data.resample import ResampleConfig
+
 FloatArray = NDArray[np.float64]
 Matrix = NDArray[np.float32]
 Resampling = Literal["none", "over", "under", "smote"]
@@ -19,25 +22,21 @@ NEIGHBOURS = 5  # as in Chawla et al.
 def resampled(
     x_NC: Matrix, y_N: FloatArray, codes: Sequence[int], how: Resampling, seed: int
 ) -> tuple[Matrix, FloatArray]:
-    """Rows with both classes equally frequent, those of x first where any are added.
+    """Rows with both classes equally frequent; with one class only, the rows as they are.
 
-    `over`: rows of the rarer class drawn again with replacement; `under`: as many of the other
-    class as there are of the rarer; `smote`: new rows of the rarer class between neighbours of it
-    (`synthetic`). `codes`: the columns that are categories. With one class only, x as it is.
+    `over` and `under` repeat and leave out rows (`models.data.resample`); `smote` adds new rows of
+    the rarer class between neighbours of it (`synthetic`). `codes`: columns that are categories.
     """
-    rng = np.random.default_rng(seed)
-    positive, negative = np.flatnonzero(y_N == 1), np.flatnonzero(y_N != 1)
-    rare, frequent = sorted((positive, negative), key=len)
-    missing = len(frequent) - len(rare)
-    if how == "none" or not missing or not len(rare):
+    if how == "none":
         return x_NC, y_N
-    if how == "under":
-        kept = np.sort(np.r_[rare, rng.choice(frequent, len(rare), replace=False)])
-        return x_NC[kept], y_N[kept]
-    if how == "over":
-        new_MC = x_NC[rng.choice(rare, missing)]
-    else:
-        new_MC = synthetic(x_NC[rare], codes, missing, rng)
+    if how != "smote":
+        rows = resample.resampled(y_N, ResampleConfig(task="", method=how), seed)
+        return x_NC[rows], y_N[rows]
+    rare, frequent = sorted((np.flatnonzero(y_N == 1), np.flatnonzero(y_N != 1)), key=len)
+    missing = len(frequent) - len(rare)
+    if not missing or not len(rare):
+        return x_NC, y_N
+    new_MC = synthetic(x_NC[rare], codes, missing, np.random.default_rng(seed))
     return np.concatenate([x_NC, new_MC]), np.r_[y_N, np.full(missing, y_N[rare[0]])]
 
 

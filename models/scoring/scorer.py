@@ -3,8 +3,9 @@
 Backfill, the endpoint, `evaluate` and a notebook all call this one class.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,13 +20,14 @@ from models.nets.fusion import MODALITIES
 from models.nets.heads import most_log_amount, spread
 from models.scoring import artifact, policy, reasons, scorecard
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
-from models.scoring.expert import Matrix
+from models.scoring.expert import ExpertName
 from models.scoring.predict import Encoded, Predictor
-from models.scoring.stack import ALONE, LIGHTGBM, NETWORK, TaskStack, combine
+from models.scoring.stack import ALONE, NETWORK, TaskStack, combine
 
 INTERVAL = (0.05, 0.95)  # of a probability: over the calibration's bootstrap replicates
 AMOUNT_INTERVAL = (0.1, 0.9)  # of an amount: of its predictive distribution
 NO_STACK = TaskStack(weights=ALONE)
+Seen = Mapping[ExpertName, Any]  # what each expert sees of some rows
 
 Floats = NDArray[np.float64]
 
@@ -40,8 +42,7 @@ class Scorer:
         self.predictor = Predictor(
             loaded.network, spec.stats, loaded.tokenizer, spec.features.max_tokens
         )
-        self.expert = loaded.expert
-        self._stacks = spec.stack.tasks if spec.stack else {}
+        self.experts = loaded.experts
         self._reasons = reasons.reasons_of(spec.stats.vocabulary)
 
     @classmethod
@@ -84,16 +85,17 @@ class Scorer:
     def alone(self, known: Features) -> pl.DataFrame:
         """What each source of a stack says by itself, calibrated: to compare, no part of a score.
 
-        One struct a task {network, lightgbm} of probabilities or amounts; no column for a model
+        One struct a task {network, lightgbm …} of probabilities or amounts; no column for a model
         without a stack, no field for a source that a task does not have.
         """
         parts = []
         for encoded in self.predictor.encode(known):
             outputs = self.predictor.network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks
-            x_BC = self._matrix(encoded)
+            seen = {source: one.read(encoded.frame) for source, one in self.experts.items()}
             columns = []
-            for name, stack in self._stacks.items():
-                values = self._values(name, outputs[name], x_BC, list(stack.alone))
+            for name, stack in self.spec.stack.items():
+                sources = [source for source in self.experts if source in stack.alone]
+                values = self._values(name, outputs[name], seen, sources)
                 own = {source: c.apply(values[source]) for source, c in stack.alone.items()}
                 columns.append(pl.DataFrame(own).to_struct(name))
             parts.append(pl.DataFrame(columns))
@@ -103,16 +105,16 @@ class Scorer:
     def _estimate(self, encoded: Encoded) -> pl.DataFrame:
         """Task structs, weights and reasons of one batch."""
         outputs = self.predictor.network.fuse(encoded.vectors_BMD, encoded.known_BM)
-        x_BC = self._matrix(encoded)
-        columns = [self._task(name, outputs.tasks[name], x_BC) for name in self.spec.tasks]
+        heard = {source for name in self.spec.tasks for source in self._heard(name)}
+        seen = {source: self.experts[source].read(encoded.frame) for source in heard}
+        columns = [self._task(name, outputs.tasks[name], seen) for name in self.spec.tasks]
         weights = pl.DataFrame(
             outputs.weight_BM.double().numpy(), schema=list(MODALITIES), orient="row"
         ).to_struct("weights")
-        pd = self.spec.roles.pd
-        expert = self.expert if LIGHTGBM in self._stack(pd).weights else None
         effect_BR = reasons.effects(
-            self.predictor, encoded, pd, self._reasons, self._log_odds, expert
-        )
+            self.predictor, encoded, self.spec.roles.pd, self._reasons, self._log_odds,
+            {source: self.experts[source] for source in self._heard(self.spec.roles.pd)},
+        )  # fmt: skip
         return pl.DataFrame([*columns, weights, reasons.top_reasons(effect_BR, self._reasons)])
 
     def _estimate_none(self) -> pl.DataFrame:
@@ -128,34 +130,32 @@ class Scorer:
         return pl.DataFrame(schema=schema)
 
     def _stack(self, task: str) -> TaskStack:
-        return self._stacks.get(task, NO_STACK)
+        return self.spec.stack.get(task, NO_STACK)
 
-    def _matrix(self, encoded: Encoded) -> Matrix | None:
-        """What the expert reads of a batch, if there is one."""
-        return None if self.expert is None else self.expert.columns.matrix(encoded.frame)
+    def _heard(self, task: str) -> list[ExpertName]:
+        """The experts that have a say in a task, or in its interval."""
+        return [source for source in self.experts if source in self._stack(task).sources]
 
     def _values(
-        self, task: str, output: Tensor, x_NC: Matrix | None, sources: Iterable[str]
+        self, task: str, output: Tensor, seen: Seen, sources: Iterable[ExpertName]
     ) -> dict[str, Floats]:
-        """The raw values of a task by source."""
+        """The raw values of a task: the network's, and those of some experts."""
         values = {NETWORK: self.predictor.value(task, output)}
-        if LIGHTGBM in sources:
-            assert self.expert is not None and x_NC is not None
-            values[LIGHTGBM] = self.expert.trees[task].raw(x_NC)
+        for source in sources:
+            values[source] = self.experts[source].raw(task, seen[source])
         return values
 
-    def _log_odds(self, task: str, output: Tensor, x_NC: Matrix | None) -> Floats:
+    def _log_odds(self, task: str, output: Tensor, seen: Seen) -> Floats:
         """The log odds of a binary task's final probability."""
-        stack, calibrator = self._stack(task), self.spec.calibrators[task]
+        calibrator = self.spec.calibrators[task]
         assert isinstance(calibrator, BinaryCalibrator)
-        values = self._values(task, output, x_NC, stack.weights)
-        return calibrator.log_odds(combine("binary", stack.weights, values))
+        values = self._values(task, output, seen, self._heard(task))
+        return calibrator.log_odds(combine("binary", self._stack(task).weights, values))
 
-    def _task(self, name: str, output: Tensor, x_BC: Matrix | None) -> pl.Series:
-        calibrator, stack = self.spec.calibrators[name], self._stack(name)
-        values = self._values(name, output, x_BC, stack.weights)
-        kind = self.spec.tasks[name].kind
-        value = calibrator.apply(combine(kind, stack.weights, values))
+    def _task(self, name: str, output: Tensor, seen: Seen) -> pl.Series:
+        calibrator, kind = self.spec.calibrators[name], self.spec.tasks[name].kind
+        values = self._values(name, output, seen, self._heard(name))
+        value = calibrator.apply(combine(kind, self._stack(name).weights, values))
         if isinstance(calibrator, AmountCalibrator):
             low, high = self._amount_interval(name, output, value, values[NETWORK])
             frame = pl.DataFrame({"amount": value, "low": low, "high": high})
@@ -171,12 +171,8 @@ class Scorer:
         if not replicates:
             return value, value
         weights = self._stack(name).replicates or (ALONE,) * len(replicates)
-        spread_NB = np.stack(
-            [
-                one.apply(combine("binary", own, values))
-                for one, own in zip(replicates, weights, strict=True)
-            ]
-        )
+        pairs = zip(replicates, weights, strict=True)
+        spread_NB = np.stack([one.apply(combine("binary", own, values)) for one, own in pairs])
         low, high = np.quantile(spread_NB, INTERVAL, axis=0)
         return np.minimum(low, value), np.maximum(high, value)
 

@@ -1,4 +1,4 @@
-"""A task's sources — the network, the tabular expert — combined into one value, to be calibrated.
+"""A task's sources — the network, its experts — combined into one value, to be calibrated.
 
 Stacked generalisation (Wolpert 1992) with one weight a source: the weighted mean of their logits,
 or of the logarithms of their expected amounts. Weights are maximum likelihood of the calibrate
@@ -7,7 +7,6 @@ only where cross-validation shows that it helps. Shapes: S sources, N rows.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +15,21 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from models.data.strict import Strict
+from models.data.tasks import Kind
 from models.scoring.calibrate import (
     PRIOR_PRECISION,
     AmountCalibrator,
     BinaryCalibrator,
     stratified_folds,
 )
+from models.scoring.expert import ExpertName
 from models.scoring.resample import Resampling
 
 FloatArray = NDArray[np.float64]
-Kind = Literal["binary", "amount"]  # as of a task
 Values = Mapping[str, FloatArray]  # source → raw values: logits, or amounts
 Weights = Mapping[str, float]  # source → its share
 
-NETWORK, LIGHTGBM = "network", "lightgbm"
+NETWORK = "network"
 ALONE: Weights = {NETWORK: 1.0}
 LEAST_AMOUNT = 1e-6  # ln 0 has no place in a mean of logarithms
 FOLDS = 5
@@ -38,11 +38,11 @@ FOLDS = 5
 class StackConfig(Strict):
     """What may join the network in the final score.
 
-    `resample` makes the classes of the fit role equal in number for the expert: none, over, under,
+    `resample` makes the classes of the fit role equal in number for lightgbm: none, over, under,
     smote.
     """
 
-    experts: tuple[Literal["lightgbm"], ...] = ()
+    experts: tuple[ExpertName, ...] = ()
     resample: Resampling = "none"
 
 
@@ -59,16 +59,10 @@ class TaskStack(Strict):
     cv_loss: Mapping[str, float] = Field(default_factory=dict)
     alone: Mapping[str, BinaryCalibrator | AmountCalibrator] = Field(default_factory=dict)
 
-
-class Stack(Strict):
-    """The sources of a model beside its network.
-
-    `medians`: of the fit role's tabular columns, null where none was known: what a reason compares
-    with.
-    """
-
-    medians: tuple[float | None, ...]
-    tasks: dict[str, TaskStack]
+    @property
+    def sources(self) -> set[str]:
+        """All that have a weight in the value or in its interval."""
+        return {source for weights in (self.weights, *self.replicates) for source in weights}
 
 
 def combine(kind: Kind, weights: Weights, values: Values) -> FloatArray:

@@ -16,7 +16,7 @@ from models.scoring.comparison import MODEL, ORACLE, BinaryContender
 from models.scoring.curves import Bin, Curve, Value
 from models.scoring.evaluation import Epoch
 from models.scoring.portfolio import GradeRow, Histogram, ModalityRow
-from models.scoring.stack import LIGHTGBM, NETWORK
+from models.scoring.stack import NETWORK
 from ray_jobs.report.svg import BAND, INK, MUTED, SERIES, new_figure, styled, to_svg
 from ray_jobs.report.words import amount, number, percent
 
@@ -26,7 +26,7 @@ Corner = Literal["lower right", "upper right"]
 LOOKS: dict[str, tuple[str, object, float]] = {
     MODEL: (SERIES[0], "-", 2.6),
     NETWORK: (SERIES[5], (0, (8, 1.5)), 1.7),
-    LIGHTGBM: (SERIES[1], (0, (6, 2)), 1.7),
+    "lightgbm": (SERIES[1], (0, (6, 2)), 1.7),
     "tfidf": (SERIES[2], (0, (5, 1.5, 1, 1.5)), 1.7),
     "constant": (SERIES[3], (0, (2, 2)), 1.5),
     ORACLE: (SERIES[4], (0, (1, 1.4)), 1.9),

@@ -15,8 +15,8 @@ from models.data.history import History, no_events, view
 from models.data.rows import number
 from models.data.tasks import midnight
 from models.scoring import artifact
-from models.scoring.expert import Columns
 from models.scoring.scorer import Scorer
+from models.scoring.trees import Columns
 from ray_jobs import jobs, registry, serve, snapshot
 from ray_jobs.config import Config
 from ray_jobs.secret import read_secret

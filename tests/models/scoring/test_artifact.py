@@ -3,22 +3,23 @@
 import hashlib
 import json
 import pickle
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from models.data.batch import Batch, Tokenizer
+from models.data.features import Features
 from models.data.schema import UserError
 from models.nets.network import Network
 from models.scoring import artifact
 from models.scoring.artifact import ModelSpec
-from models.scoring.expert import Expert
+from models.scoring.expert import Experts
 
 FILES = (
     "encoder/config.json",
@@ -274,7 +275,8 @@ def test_every_caller_scores_in_full_precision(spec: ModelSpec) -> None:
         ModelSpec.model_validate(spec.model_dump() | {"precision": "bf16"})
 
 
-TREES = tuple(f"lightgbm/{k}.txt" for k in range(3))
+TREES = tuple(f"experts/lightgbm/{k}.txt" for k in range(3))
+EXPERTS = ("experts/lightgbm/columns.json", *TREES, "experts/tfidf/terms.json")
 
 
 @pytest.fixture
@@ -283,27 +285,32 @@ def stacked(stacked_path: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stacked_path, tmp_path / "stacked"))
 
 
-def test_a_stack_is_one_model(stacked_path: Path, expert: Expert, tmp_path: Path) -> None:
-    assert files(stacked_path) == sorted([*FILES, *TREES])
+def test_a_stack_is_one_model(
+    stacked_path: Path, experts: Experts, known: Features, tmp_path: Path
+) -> None:
+    assert files(stacked_path) == sorted([*FILES, *EXPERTS])
     loaded = artifact.load(stacked_path)
-    assert loaded.expert is not None
-    assert loaded.expert.columns == expert.columns and loaded.expert.medians == expert.medians
-    for name, trees in expert.trees.items():
-        assert loaded.expert.trees[name].text == trees.text
-    again = artifact.save(tmp_path, loaded.spec, loaded.network, loaded.tokenizer, loaded.expert)
+    for name, expert in experts.items():
+        for task in expert.tasks:
+            before, after = (
+                e.raw(task, e.read(known.frame)) for e in (expert, loaded.experts[name])
+            )
+            assert np.array_equal(before, after)
+    again = artifact.save(tmp_path, loaded.spec, loaded.network, loaded.tokenizer, loaded.experts)
     assert again.name == stacked_path.name
 
 
 def test_a_model_without_a_stack_was_written_before_there_were_any(model: Path) -> None:
     spec = json.loads((model / "model.json").read_text(encoding="utf-8"))
-    assert spec.pop("stack") is None
+    assert spec.pop("stack") == {}
     (model / "model.json").write_text(json.dumps(spec), encoding="utf-8")
     sign(model)
-    assert artifact.load(model).expert is None
+    assert artifact.load(model).experts == {}
 
 
-def test_changed_and_missing_trees_are_named(stacked: Path) -> None:
-    path = stacked / TREES[1]
+@pytest.mark.parametrize("name", EXPERTS)
+def test_changed_and_missing_experts_are_named(stacked: Path, name: str) -> None:
+    path = stacked / name
     content = path.read_bytes()
     path.write_bytes(content[:-9] + b"x" + content[-8:])
     assert refusal(stacked) == f"{path}: changed since it was written (SHA-256 differs)"
@@ -311,29 +318,39 @@ def test_changed_and_missing_trees_are_named(stacked: Path) -> None:
     assert refusal(stacked) == f"{path}: is missing"
 
 
-def no_trees(path: Path) -> None:
-    path.unlink()
+def no_experts(folder: Path) -> None:
+    shutil.rmtree(folder / "experts")
 
 
-def other_text(path: Path) -> None:
-    path.write_text("tree of another kind", encoding="utf-8")
+def no_trees(folder: Path) -> None:
+    (folder / TREES[0]).unlink()
 
 
-def one_column_less(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    most = int(re.findall(r"max_feature_idx=(\d+)", text)[0])
-    text = text.replace(f"max_feature_idx={most}", f"max_feature_idx={most - 1}")
-    names = re.findall(r"feature_names=(.*)", text)[0]
-    text = text.replace(names, " ".join(names.split()[:-1]))
-    infos = re.findall(r"feature_infos=(.*)", text)[0]
-    path.write_text(text.replace(infos, " ".join(infos.split()[:-1])), encoding="utf-8")
+def other_trees(folder: Path) -> None:
+    (folder / TREES[0]).write_text("tree of another kind", encoding="utf-8")
 
 
-@pytest.mark.parametrize("change", [no_trees, other_text, one_column_less])
-def test_trees_that_are_no_part_of_the_model_are_refused(
+def trees_of_other_columns(folder: Path) -> None:
+    path = folder / EXPERTS[0]
+    columns = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(columns | {"social": []}), encoding="utf-8")
+
+
+def no_columns(folder: Path) -> None:
+    (folder / EXPERTS[0]).unlink()
+
+
+def other_terms(folder: Path) -> None:
+    (folder / EXPERTS[-1]).write_text('{"terms": []}', encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [no_experts, no_trees, other_trees, trees_of_other_columns, no_columns, other_terms],
+)
+def test_experts_that_are_no_part_of_the_model_are_refused(
     stacked: Path, change: Callable[[Path], None]
 ) -> None:
-    change(stacked / TREES[0])
+    change(stacked)
     sign(stacked)
-    said = refusal(stacked)
-    assert TREES[0] in said or "trees of" in said
+    assert "experts" in refusal(stacked)

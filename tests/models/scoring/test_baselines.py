@@ -8,8 +8,8 @@ import pytest
 
 from models.data.tasks import ROLES, Role, Task
 from models.scoring.baselines import Baselines, fit_baselines
-from models.scoring.expert import Columns
 from models.scoring.metrics import measure
+from models.scoring.trees import Columns
 
 TASKS = {"default": Task(kind="binary"), "spend": Task(kind="amount")}
 COLUMNS = Columns(("income", "age"), ("city",), ("ties",))

@@ -16,13 +16,14 @@ from models.data.stats import Stats
 from models.data.tasks import Task
 from models.nets.network import Network
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
-from models.scoring.expert import Columns, Expert, Trees
+from models.scoring.expert import Experts
 from models.scoring.fit_calibration import REPLICATES, calibrators_of
 from models.scoring.predict import Predictor
-from models.scoring.stack import ALONE, LIGHTGBM, NETWORK, combine
+from models.scoring.stack import ALONE, NETWORK, combine
 
 TASKS = {"default": Task(kind="binary"), "spend": Task(kind="amount")}
 ROWS = 400
+LIGHTGBM = "lightgbm"
 
 
 class Fixed:
@@ -53,7 +54,7 @@ def test_the_calibrated_mean_is_the_mean_of_the_labels() -> None:
     predictor, rows = world()
     found = calibrators_of(predictor, rows, TASKS, seed=1)
     calibrators, replicates = found.calibrators, found.replicates
-    assert found.stack is None
+    assert found.stack == {}
     raw, y = predictor.raw(rows), rows.frame
     default, spend = calibrators["default"], calibrators["spend"]
     assert isinstance(default, BinaryCalibrator) and isinstance(spend, AmountCalibrator)
@@ -135,13 +136,16 @@ def test_one_row_of_a_class_still_gives_a_finite_interval() -> None:
     assert all(np.isfinite(one.apply([0.0])).all() for one in replicates["default"])
 
 
-class Known:
-    """Trees that give what a column says."""
+class Hint:
+    """An expert that says what a column says."""
 
-    columns = 1
+    tasks = ("default",)
 
-    def raw(self, x_NC: NDArray[np.float32]) -> NDArray[np.float64]:
-        return x_NC[:, 0].astype(np.float64)
+    def read(self, frame: pl.DataFrame) -> pl.Series:
+        return frame["hint"]
+
+    def raw(self, task: str, rows: pl.Series) -> NDArray[np.float64]:
+        return rows.to_numpy()
 
 
 @pytest.mark.parametrize("helps", [True, False])
@@ -154,10 +158,9 @@ def test_an_expert_has_a_say_where_it_helps(helps: bool) -> None:
     frame = pl.DataFrame({"y_default": y, "hint": said})
     rows = Features(frame, tabular=("hint",), categorical=(), social=())
     predictor = cast(Predictor, Fixed({"default": seen}))
-    expert = Expert(Columns(("hint",)), {"default": cast(Trees, Known())}, (0.0,))
-    found = calibrators_of(predictor, rows, {"default": TASKS["default"]}, 1, expert)
-    assert found.stack is not None and found.stack.medians == (0.0,)
-    own = found.stack.tasks["default"]
+    experts = cast(Experts, {LIGHTGBM: Hint()})
+    found = calibrators_of(predictor, rows, {"default": TASKS["default"]}, 1, experts)
+    own = found.stack["default"]
     assert set(own.alone) == {NETWORK, LIGHTGBM}
     if not helps:
         assert own.weights == ALONE and set(map(str, own.replicates)) == {str(ALONE)}

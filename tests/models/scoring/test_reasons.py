@@ -1,7 +1,8 @@
 """Reason codes: every column stands behind one, what is ignored has none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from models.data.stats import Stats
 from models.data.vocabulary import Vocabulary
 from models.nets.fusion import MODALITIES
 from models.nets.network import Network
-from models.scoring.expert import Expert, Matrix
+from models.scoring.expert import ExpertName, Experts
 from models.scoring.predict import Encoded, Predictor
 from models.scoring.reasons import (
     GENERAL,
@@ -29,6 +30,7 @@ from models.scoring.reasons import (
     reasons_of,
     top_reasons,
 )
+from models.scoring.trees import TreeExpert
 
 # event types that look like parts of the columns' own names among them
 NAMES = st.sampled_from(
@@ -97,9 +99,9 @@ def predictor(
     return Predictor(make_network(), stats, tokenizer, feature_config.max_tokens)
 
 
-def raw(task: str, output: torch.Tensor, x_NC: Matrix | None) -> NDArray[np.float64]:
+def raw(task: str, output: torch.Tensor, seen: Mapping[ExpertName, Any]) -> NDArray[np.float64]:
     """The log odds of a network alone that needs no calibration."""
-    assert x_NC is None
+    assert not seen
     return output.double().numpy()
 
 
@@ -126,7 +128,7 @@ def test_columns_that_the_network_ignores_have_no_effect(
     reasons = reasons_of(vocabulary)
     ignored = next(r for r in reasons if r.code == "event:late")
     ignore_columns(predictor.network, ignored.columns)
-    effect_BR = effects(predictor, encoded(predictor, known), "default", reasons, raw)
+    effect_BR = effects(predictor, encoded(predictor, known), "default", reasons, raw, {})
     assert effect_BR.shape == (known.frame.height, len(reasons))
     k = reasons.index(ignored)
     assert np.abs(effect_BR[:, k]).max() < 1e-6
@@ -138,7 +140,7 @@ def test_a_modality_that_is_not_there_has_no_effect(
 ) -> None:
     reasons = reasons_of(vocabulary)
     one = encoded(predictor, known)
-    effect_BR = effects(predictor, one, "default", reasons, raw)
+    effect_BR = effects(predictor, one, "default", reasons, raw, {})
     for k, reason in enumerate(reasons[:3]):
         there_B = one.known_BM[:, MODALITIES.index(reason.code)].numpy()
         assert np.abs(effect_BR[~there_B, k]).max(initial=0.0) < 1e-6
@@ -155,7 +157,7 @@ def test_an_effect_is_what_the_real_inputs_add_to_the_log_odds(
     with torch.inference_mode():
         rise_B = fuse(one.vectors_BMD, one.known_BM).tasks["fraud"]
         rise_B = rise_B - fuse(one.vectors_BMD, without_BM).tasks["fraud"]
-    effect_BR = effects(predictor, one, "fraud", (Reason("text", "What the user wrote"),), raw)
+    effect_BR = effects(predictor, one, "fraud", (Reason("text", "What the user wrote"),), raw, {})
     assert np.allclose(effect_BR[:, 0], rise_B.numpy(), atol=1e-6)
     assert effect_BR.min() < 0 < effect_BR.max()
 
@@ -176,24 +178,28 @@ def test_columns_are_compared_with_the_median_user(
     with torch.inference_mode():
         median = network(batch).tasks["default"]
         rise_B = network(one.batch).tasks["default"] - median
-    effect_BR = effects(predictor, one, "default", (reason,), raw)
+    effect_BR = effects(predictor, one, "default", (reason,), raw, {})
     assert np.allclose(effect_BR[:, 0], rise_B.numpy(), atol=1e-6)
     assert np.abs(effect_BR).max() > 1e-4
 
 
 def test_the_expert_sees_the_replacement_that_the_network_sees(
-    predictor: Predictor, known: Features, vocabulary: Vocabulary, expert: Expert
+    predictor: Predictor, known: Features, vocabulary: Vocabulary, experts: Experts
 ) -> None:
     """Of a score that is the expert's alone: what trees do not read has no effect at all."""
     one, reasons = encoded(predictor, known), reasons_of(vocabulary)
-    trees, columns = expert.trees["fraud"], expert.columns  # fraud follows from ties
+    expert = experts["lightgbm"]
+    assert isinstance(expert, TreeExpert)
+    trees = expert.trees["fraud"]  # fraud follows from ties
 
-    def by_trees(task: str, output: torch.Tensor, x_NC: Matrix | None) -> NDArray[np.float64]:
-        assert x_NC is not None and len(x_NC) == len(output)
-        return trees.raw(x_NC)
+    def by_trees(
+        task: str, output: torch.Tensor, seen: Mapping[ExpertName, Any]
+    ) -> NDArray[np.float64]:
+        assert len(seen["lightgbm"]) == len(output)
+        return trees.raw(seen["lightgbm"])
 
-    effect_BR = effects(predictor, one, "fraud", reasons, by_trees, expert)
-    x_BC = columns.matrix(known.frame)
+    effect_BR = effects(predictor, one, "fraud", reasons, by_trees, {"lightgbm": expert})
+    x_BC = expert.read(known.frame)
     for k, reason in enumerate(reasons):
         without = x_BC.copy()
         if reason.code == "social":
@@ -212,7 +218,7 @@ def test_looking_for_reasons_leaves_the_inputs_as_they_were(
 ) -> None:
     one = encoded(predictor, known)
     kept = one.vectors_BMD.clone(), one.known_BM.clone(), one.batch.tabular_BF.clone()
-    effects(predictor, one, "default", reasons_of(vocabulary), raw)
+    effects(predictor, one, "default", reasons_of(vocabulary), raw, {})
     now = one.vectors_BMD, one.known_BM, one.batch.tabular_BF
     assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
 

@@ -26,7 +26,8 @@ def test_both_classes_are_equally_frequent(n: int, positives: int, how: Resampli
     new_x, new_y = resampled(x, y, [2], how, seed=1)
     assert len(new_x) == len(new_y)
     if positives in (0, n):
-        assert new_x is x and new_y is y
+        np.testing.assert_array_equal(new_x, x)
+        np.testing.assert_array_equal(new_y, y)
     else:
         assert new_y.sum() * 2 == len(new_y)
         assert len(new_y) == 2 * (min if how == "under" else max)(positives, n - positives)
@@ -44,10 +45,9 @@ def test_rows_are_only_left_out_or_repeated(how: Resampling) -> None:
 
 def test_the_rows_that_were_there_stay_in_front() -> None:
     x, y = rows(200, 30)
-    for how in ("over", "smote"):
-        new_x, new_y = resampled(x, y, [2], how, seed=1)
-        np.testing.assert_array_equal(new_x[:200], x)
-        np.testing.assert_array_equal(new_y[:200], y)
+    new_x, new_y = resampled(x, y, [2], "smote", seed=1)
+    np.testing.assert_array_equal(new_x[:200], x)
+    np.testing.assert_array_equal(new_y[:200], y)
 
 
 def test_the_seed_alone_decides() -> None:

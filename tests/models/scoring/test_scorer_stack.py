@@ -13,7 +13,8 @@ from models.data.history import History
 from models.data.rows import number
 from models.scoring import predict, scorecard
 from models.scoring.scorer import Scorer
-from models.scoring.stack import LIGHTGBM, NETWORK, combine
+from models.scoring.stack import NETWORK, combine
+from models.scoring.trees import TreeExpert
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,14 @@ def probability(scores: pl.DataFrame, task: str = "default") -> np.ndarray:
 def test_the_final_value_is_the_calibrated_mean_of_the_sources(
     stacked: Scorer, known: Features
 ) -> None:
-    assert stacked.expert is not None and stacked.spec.stack is not None
     network = stacked.predictor.raw(known)
-    x = stacked.expert.columns.matrix(known.frame)
     found = stacked.score_features(known)
     for name, field in (("default", "probability"), ("spend", "amount")):
-        values = {NETWORK: network[name], LIGHTGBM: stacked.expert.trees[name].raw(x)}
-        weights = stacked.spec.stack.tasks[name].weights
+        values = {NETWORK: network[name]}
+        for source, expert in stacked.experts.items():
+            values[source] = expert.raw(name, expert.read(known.frame))
+        weights = stacked.spec.stack[name].weights
+        assert len(weights) == 3
         value = combine(stacked.spec.tasks[name].kind, weights, values)
         expected = stacked.spec.calibrators[name].apply(value)
         np.testing.assert_allclose(found[name].struct.field(field), expected, rtol=1e-6)
@@ -87,21 +89,23 @@ def test_each_source_alone_is_calibrated_by_itself(
     assert alone.columns == ["default", "fraud", "spend"]
     for name, field in (("default", "probability"), ("fraud", "probability"), ("spend", "amount")):
         sources = alone[name].struct.unnest()
-        assert sources.columns == [NETWORK, LIGHTGBM]
+        assert sources.columns == [NETWORK, "lightgbm", "tfidf"]
         plain = scorer.score_features(known)[name].struct.field(field)
         np.testing.assert_allclose(sources[NETWORK], plain, rtol=1e-6)
         y = known.frame[f"y_{name}"]
-        assert sources[LIGHTGBM].filter(y.is_not_null()).mean() == pytest.approx(y.mean(), rel=0.02)
+        for source in sources.drop(NETWORK).iter_columns():
+            assert source.filter(y.is_not_null()).mean() == pytest.approx(y.mean(), rel=0.02)
     assert scorer.alone(known).is_empty()
 
 
 def test_a_reason_is_a_part_of_the_final_log_odds(stacked: Scorer, known: Features) -> None:
     """A row whose columns of a reason are at the median already has no effect of it; moving them
     there changes the final log odds by just that effect."""
-    assert stacked.expert is not None
+    trees = stacked.experts["lightgbm"]
+    assert isinstance(trees, TreeExpert)
     reason = next(r for r in stacked._reasons if r.code == "profile")
     (column,) = (known.tabular[k] for k in reason.columns)
-    median = stacked.expert.medians[reason.columns[0]]
+    median = trees.medians[reason.columns[0]]
     at_median = replace(known, frame=known.frame.with_columns(pl.lit(median).alias(column)))
     before, after = (stacked.score_features(f) for f in (known, at_median))
     rise = logit(probability(before)) - logit(probability(after))

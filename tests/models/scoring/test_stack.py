@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from models.scoring.stack import ALONE, LIGHTGBM, NETWORK, Kind, choose, combine, fit_weights
+from models.data.tasks import Kind
+from models.scoring.stack import ALONE, NETWORK, choose, combine, fit_weights
 
 N = 3000
+LIGHTGBM = "lightgbm"
 Floats = np.ndarray
 
 

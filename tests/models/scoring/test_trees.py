@@ -1,6 +1,7 @@
-"""The expert: trees as text answer as trees fitted, alone as in company, and are refused if odd."""
+"""The expert lightgbm: trees as text answer as trees fitted, a row alone as in company."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,9 +11,9 @@ from scipy.special import expit
 from models.data.features import Features
 from models.data.schema import UserError
 from models.data.tasks import Task
-from models.scoring.expert import Columns, Expert, Trees, fit_expert, fit_trees
 from models.scoring.metrics import measure
 from models.scoring.resample import Resampling
+from models.scoring.trees import Columns, TreeExpert, Trees, fit_tree_expert, fit_trees
 
 N = 1500
 
@@ -94,8 +95,8 @@ def test_an_expert_has_trees_of_each_task_that_can_be_judged(
     rows: Features, tasks: dict[str, Task]
 ) -> None:
     none = replace(rows, frame=rows.frame.with_columns(y_fraud=pl.lit(None, dtype=pl.Float64)))
-    expert = fit_expert(rows, none, tasks, seed=1)
-    assert set(expert.trees) == {"default", "spend"}
+    expert = fit_tree_expert(rows, none, tasks, seed=1)
+    assert set(expert.tasks) == {"default", "spend"}
     assert expert.columns == Columns(rows.tabular, rows.categorical, rows.social)
     x = expert.columns.matrix(rows.frame)
     assert x.shape == (rows.frame.height, len(expert.columns.names)) and x.dtype == np.float32
@@ -106,6 +107,18 @@ def test_an_expert_has_trees_of_each_task_that_can_be_judged(
     assert median["proposed_amount"] is None
 
 
-def test_trees_of_other_columns_are_refused(trees: Trees) -> None:
-    with pytest.raises(UserError, match=r"tasks\.default: trees of 3 columns; 2 were expected"):
-        Expert(Columns(("a", "b")), {"default": trees}, (None, None))
+def test_what_is_read_is_what_was_written(
+    rows: Features, tasks: dict[str, Task], tmp_path: Path
+) -> None:
+    expert = fit_tree_expert(rows, rows, tasks, seed=1)
+    expert.write(tmp_path, tuple(tasks))
+    again = TreeExpert.load(tmp_path, tasks)
+    assert (again.columns, again.medians) == (expert.columns, expert.medians)
+    assert [t.text for t in again.trees.values()] == [t.text for t in expert.trees.values()]
+
+
+def test_trees_of_other_columns_are_refused(trees: Trees, tmp_path: Path) -> None:
+    columns = Columns(("a", "b"))
+    TreeExpert(columns, {"default": trees}, (None, None)).write(tmp_path, ("default",))
+    with pytest.raises(UserError, match=r"0\.txt: not of 2 columns"):
+        TreeExpert.load(tmp_path, {"default": Task(kind="binary")})
