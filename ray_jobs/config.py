@@ -16,9 +16,9 @@ from models.data.source import Source
 from models.data.strict import Strict
 from models.data.tasks import Roles, Split, Task
 from models.nets.config import EventPretraining, FitConfig, NetworkConfig, TextPretraining
+from models.scoring.config import StackConfig
 from models.scoring.policy import PolicyConfig
 from models.scoring.scorecard import ScorecardConfig
-from models.scoring.stack import StackConfig
 from ray_jobs.market.world import SimulateConfig
 from tuning.config import TuneConfig
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import polars as pl
@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from models.data.features import Features
 from models.data.schema import UserError
 from models.data.tasks import Task
+from models.scoring.config import ExpertName, Resampling
 from models.scoring.parts import Part
-from models.scoring.resample import Resampling
 from models.scoring.terms import TermExpert, fit_term_expert
 from models.scoring.trees import TreeExpert, fit_tree_expert
 
-ExpertName = Literal["lightgbm", "tfidf"]
 NAMES: tuple[ExpertName, ...] = get_args(ExpertName)
 
 

@@ -23,7 +23,8 @@ from models.data.features import tabular_columns
 from models.data.vocabulary import Vocabulary
 from models.nets.fusion import MODALITIES
 from models.nets.network import Network
-from models.scoring.expert import ExpertName, Experts
+from models.scoring.config import ExpertName
+from models.scoring.expert import Experts
 from models.scoring.predict import Encoded, Predictor
 
 MOST = 4  # reasons given; US Regulation B's commentary holds more than four to be unhelpful

@@ -4,7 +4,6 @@ Shapes: N rows, C columns, K neighbours.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from models.data import resample
 from models.data.resample import ResampleConfig
+from models.scoring.config import Resampling
 
 FloatArray = NDArray[np.float64]
 Matrix = NDArray[np.float32]
-Resampling = Literal["none", "over", "under", "smote"]
 NEIGHBOURS = 5  # as in Chawla et al.
 
 

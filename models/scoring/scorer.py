@@ -20,7 +20,7 @@ from models.nets.fusion import MODALITIES
 from models.nets.heads import most_log_amount, spread
 from models.scoring import artifact, policy, reasons, scorecard
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
-from models.scoring.expert import ExpertName
+from models.scoring.config import ExpertName
 from models.scoring.predict import Encoded, Predictor
 from models.scoring.stack import ALONE, NETWORK, TaskStack, combine
 

@@ -22,8 +22,6 @@ from models.scoring.calibrate import (
     BinaryCalibrator,
     stratified_folds,
 )
-from models.scoring.expert import ExpertName
-from models.scoring.resample import Resampling
 
 FloatArray = NDArray[np.float64]
 Values = Mapping[str, FloatArray]  # source → raw values: logits, or amounts
@@ -33,17 +31,6 @@ NETWORK = "network"
 ALONE: Weights = {NETWORK: 1.0}
 LEAST_AMOUNT = 1e-6  # ln 0 has no place in a mean of logarithms
 FOLDS = 5
-
-
-class StackConfig(Strict):
-    """What may join the network in the final score.
-
-    `resample` makes the classes of the fit role equal in number for lightgbm: none, over, under,
-    smote.
-    """
-
-    experts: tuple[ExpertName, ...] = ()
-    resample: Resampling = "none"
 
 
 class TaskStack(Strict):

@@ -17,8 +17,9 @@ from models.data.features import Features
 from models.data.schema import UserError
 from models.data.strict import Strict
 from models.data.tasks import Kind, Task
+from models.scoring.config import Resampling
 from models.scoring.parts import Part, labels_of
-from models.scoring.resample import Resampling, log_odds_shift, resampled
+from models.scoring.resample import log_odds_shift, resampled
 
 FloatArray = NDArray[np.float64]
 Matrix = NDArray[np.float32]

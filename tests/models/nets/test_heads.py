@@ -14,6 +14,7 @@ from torch import Tensor
 from models.data.schema import UserError
 from models.data.stats import Target, logit
 from models.data.tasks import Task
+from models.nets.config import BinaryLoss, LossConfig
 from models.nets.heads import (
     Alone,
     Heads,
@@ -22,7 +23,7 @@ from models.nets.heads import (
     spread,
     zero_inflated_log_normal,
 )
-from models.nets.losses import BinaryLoss, LossConfig, binary_loss
+from models.nets.losses import binary_loss
 
 NAN = float("nan")
 TARGET = Target(rate=0.3, log_mean=3.5, log_std=0.8)

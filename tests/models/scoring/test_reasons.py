@@ -17,7 +17,8 @@ from models.data.stats import Stats
 from models.data.vocabulary import Vocabulary
 from models.nets.fusion import MODALITIES
 from models.nets.network import Network
-from models.scoring.expert import ExpertName, Experts
+from models.scoring.config import ExpertName
+from models.scoring.expert import Experts
 from models.scoring.predict import Encoded, Predictor
 from models.scoring.reasons import (
     GENERAL,

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.scoring.resample import Resampling, log_odds_shift, resampled, synthetic
+from models.scoring.config import Resampling
+from models.scoring.resample import log_odds_shift, resampled, synthetic
 
 HOWS: tuple[Resampling, ...] = ("over", "under", "smote")
 

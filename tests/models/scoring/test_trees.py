@@ -11,8 +11,8 @@ from scipy.special import expit
 from models.data.features import Features
 from models.data.schema import UserError
 from models.data.tasks import Task
+from models.scoring.config import Resampling
 from models.scoring.metrics import measure
-from models.scoring.resample import Resampling
 from models.scoring.trees import Columns, TreeExpert, Trees, fit_tree_expert, fit_trees
 
 N = 1500
