@@ -12,6 +12,7 @@ import yaml
 
 from models.data.schema import UserError
 from models.nets.text import load_encoder, load_tokenizer
+from models.scoring import artifact
 from ray_jobs import jobs, pretrain, snapshot, train
 from ray_jobs.cli import main
 from ray_jobs.config import Config, load
@@ -48,14 +49,16 @@ def config(shop: str) -> Config:
     return load(shop, FAST)
 
 
+def starting_from(made: dict[str, Path]) -> tuple[str, str]:
+    return (
+        f"network.text.encoder={made['text']}",
+        f"network.behaviour.pretrained={made['behaviour']}",
+    )
+
+
 @pytest.fixture(scope="module")
 def made(config: Config) -> dict[str, Path]:
     return pretrain.pretrain(config, jobs.tables(config))
-
-
-def made_from(folder: Path) -> dict[str, object]:
-    tree: dict[str, object] = json.loads((folder / pretrain.MADE_FROM).read_text(encoding="utf-8"))
-    return tree
 
 
 def test_only_the_past_of_the_last_as_of_time_is_read(
@@ -74,13 +77,12 @@ def test_only_the_past_of_the_last_as_of_time_is_read(
 
 
 def test_an_account_says_what_it_was_made_from(config: Config, made: dict[str, Path]) -> None:
-    for part, rows in (("text", 2 * (LAST - 1)), ("behaviour", 30)):
-        account = made_from(made[part])
+    for part, folder in made.items():
+        account = json.loads((folder / pretrain.MADE_FROM).read_text(encoding="utf-8"))
         assert account["until"] == "2024-04-01"
         assert account["seed"] == config.seed
-        assert account["rows"] == rows if part == "behaviour" else int(str(account["rows"])) >= rows
-        losses = account["losses"]
-        assert isinstance(losses, list) and len(losses) == 2
+        assert len(account["losses"]) == 2
+        assert account["rows"] == 30 if part == "behaviour" else account["rows"] >= 2 * (LAST - 1)
 
 
 def test_it_is_made_once_and_nothing_else_stays(
@@ -111,20 +113,29 @@ def test_another_seed_is_another_encoder(config: Config, made: dict[str, Path]) 
     assert pretrain.pretrain_texts(other, jobs.tables(config)) != made["text"]
 
 
-def test_a_training_starts_from_what_was_made(shop: str, made: dict[str, Path]) -> None:
-    start = (
-        f"network.text.encoder={made['text']}",
-        f"network.behaviour.pretrained={made['behaviour']}",
-    )
-    config = load(shop, (*FAST, *start))
+def test_a_network_starts_from_what_was_made(shop: str, made: dict[str, Path]) -> None:
+    config = load(shop, (*FAST, *starting_from(made)))
     taken = snapshot.snapshot(config, jobs.tables(config))
     network = train._network(config, taken)
     encoder = load_encoder(str(made["text"])).state_dict()
     for name, value in network.text.encoder.state_dict().items():
         assert torch.equal(value, encoder[name]), name
-    fresh = train._network(load(shop, (*FAST, start[0])), taken)
+    fresh = train._network(load(shop, (*FAST, starting_from(made)[0])), taken)
     ours, theirs = network.behaviour.state_dict(), fresh.behaviour.state_dict()
     assert not torch.equal(ours["pool.out.weight"], theirs["pool.out.weight"])
+
+
+def test_a_training_with_adapters_from_there_gives_a_plain_model(
+    shop: str, made: dict[str, Path]
+) -> None:
+    quick = ("network.text.lora={rank: 2}", "train.workers=1", "train.loop.epochs=1")
+    config = load(shop, (*FAST, *starting_from(made), *quick))
+    tables = jobs.tables(config)
+    path = train.train(config, tables.lake, snapshot.snapshot(config, tables))
+    loaded = artifact.load(path)
+    assert not [name for name in loaded.network.state_dict() if "lora" in name]
+    assert loaded.spec.trained_on["unknown_tokens"] == "0.0000"
+    assert loaded.spec.network == config.network
 
 
 @pytest.mark.parametrize(
@@ -136,7 +147,7 @@ def test_a_training_starts_from_what_was_made(shop: str, made: dict[str, Path]) 
             "'no-such-encoder': cannot be loaded",
         ),
         (["pretrain.text=null", "pretrain.behaviour=null"], "neither pretrain.text nor"),
-        (["pretrain.text.epochs=1", "pretrain.text.learning_rate=1e12"], "the loss is"),
+        (["pretrain.text.batch=2", "pretrain.text.learning_rate=1.0e+38"], "the loss is"),
     ],
 )
 def test_what_cannot_be_pretrained_is_one_line(
@@ -160,4 +171,3 @@ def test_a_tower_of_another_network_is_refused_before_ranks_start(
     tables = jobs.tables(config)
     with pytest.raises(UserError, match="another width than this run's"):
         train.train(config, tables.lake, snapshot.snapshot(config, tables))
-    assert not (Path(config.work) / "train").exists()
