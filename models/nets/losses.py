@@ -31,8 +31,8 @@ def binary_loss(logit_B: Tensor, y_B: Tensor, config: BinaryLoss, rate: float) -
     if config.focal:
         log_wrong_B = functional.logsigmoid(logit_B * (1 - 2 * y_B))  # of 1 − p of the true class
         loss_B = loss_B * (config.focal * log_wrong_B).exp()
-    scale = rate * weight + 1 - rate
-    return loss_B * torch.where(y_B > 0, weight / scale, 1 / scale)
+    scale = rate * weight + 1 - rate  # the mean weight of a row
+    return loss_B * (1 + (weight - 1) * y_B) / scale
 
 
 class TaskUncertainty(nn.Module):

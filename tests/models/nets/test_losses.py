@@ -111,8 +111,8 @@ def test_an_impossible_loss_is_refused(bad: dict[str, object]) -> None:
 def learned_variances(losses: list[float], known: list[bool]) -> list[float]:
     """log s² after the losses have stayed the same for long."""
     made = TaskUncertainty(len(losses))
-    optimizer = torch.optim.Adam(made.parameters(), lr=0.05)
-    for _ in range(600):
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.1)
+    for _ in range(250):
         optimizer.zero_grad()
         made(torch.tensor(losses), torch.tensor(known)).sum().backward()
         optimizer.step()
