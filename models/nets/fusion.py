@@ -94,8 +94,8 @@ def _shares(size_BM: Tensor, known_BM: Tensor) -> Tensor:
 class ModalityDropout(nn.Module):
     """In training, withholds each modality of a row with probability `rate`, but never all.
 
-    A row that would lose all of them keeps them all. Source: Neverova et al. 2016, "ModDrop:
-    adaptive multi-modal gesture recognition".
+    A row that would lose all of them keeps one of them, whichever. Source: Neverova et al. 2016,
+    "ModDrop: adaptive multi-modal gesture recognition".
     """
 
     def __init__(self, rate: float) -> None:
@@ -106,5 +106,5 @@ class ModalityDropout(nn.Module):
         """[B, M]: which modalities are left of those that are there."""
         if not self.training or self.rate == 0:
             return known_BM
-        left_BM = known_BM & (torch.rand(known_BM.shape, device=known_BM.device) >= self.rate)
-        return torch.where(left_BM.any(1, keepdim=True), left_BM, known_BM)
+        draw_BM = torch.rand(known_BM.shape, device=known_BM.device).masked_fill(~known_BM, -1.0)
+        return known_BM & (draw_BM >= draw_BM.amax(1, keepdim=True).clamp(max=self.rate))

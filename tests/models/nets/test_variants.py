@@ -1,18 +1,20 @@
 """Every variant of the network keeps its promises: rows for themselves, gradients, the artifact."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from models.data.batch import Batch, Tokenizer, make_batch
 from models.data.features import Features
 from models.data.schema import UserError
 from models.data.stats import Stats
-from models.nets.fit import FitConfig, Loop
+from models.nets.fit import FitConfig, Loop, unwrapped
 from models.nets.fusion import MODALITIES
 from models.nets.network import Network, NetworkConfig
 from models.scoring import artifact
@@ -31,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
+@pytest.fixture(params=list(VARIANTS.values()), ids=list(VARIANTS))
 def config(request: pytest.FixtureRequest, network_config: NetworkConfig) -> NetworkConfig:
     return NetworkConfig.model_validate(network_config.model_dump() | request.param)
 
@@ -79,8 +81,32 @@ def test_every_trainable_parameter_has_a_gradient_whatever_is_missing(
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    store = f"file://{tmp_path}/store"
+    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_a_rank_of_a_distributed_run_trains_as_a_single_process(
+    config: NetworkConfig, make_network: Make, batch: Batch, one_rank: None
+) -> None:
+    batches = [batch, bare(batch), batch]
+    states = []
+    for wrap in (unwrapped, DistributedDataParallel):
+        fit = FitConfig(epochs=2, learning_rate=5e-3, precision="fp32")
+        loop = Loop(make_network(config=config), fit, len(batches), torch.device("cpu"), wrap)
+        torch.manual_seed(1)
+        loop.run(lambda _: batches, lambda _: [batch], lambda epoch, loop: None)
+        states.append(loop.network.state_dict())
+    for name, value in states[0].items():
+        assert torch.allclose(value, states[1][name], atol=1e-6), name
+
+
 def test_an_empty_batch(network: Network, batch: Batch, take: Take) -> None:
-    outputs = network.eval()(take(batch, []))
+    with torch.no_grad():  # PyTorch's attention refuses an empty batch where it learns
+        outputs = network.eval()(take(batch, []))
     assert [tuple(o.shape) for o in outputs.tasks.values()] == [(0,), (0,), (0, 3)]
     assert outputs.weight_BM.shape == (0, len(MODALITIES))
 
