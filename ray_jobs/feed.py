@@ -68,6 +68,7 @@ class Feed(Searcher):
             return
         # what Tune itself would write of trials stands in the study
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         ray_tune.Tuner(
             ray_tune.with_resources(trial, _resources(self.config)),

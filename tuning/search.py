@@ -125,9 +125,8 @@ class Search:
         self.trials = config.trials if grid is None else len(grid)
         # another stream after a resumption: the first trials' draws are not repeated
         study.sampler = _sampler(config, seed + len(study.trials))
-        if not study.trials:
-            for point in grid or [space.defaults()]:
-                study.enqueue_trial(point)
+        for point in [space.defaults()] if grid is None else grid:
+            study.enqueue_trial(point, skip_if_exists=True)
         self._close_interrupted()
 
     def next(self) -> Job | None:

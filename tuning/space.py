@@ -134,14 +134,17 @@ class Space:
         return point
 
     def grid(self) -> list[Point]:
-        """Every possible point, once. Raises UserError for a range without steps."""
+        """Every possible point, once. Raises UserError for a range without steps, and for none."""
         ends = [self._values(path) for path in self.parameters]
         points: dict[tuple[tuple[str, Value], ...], Point] = {}
         for values in product(*ends):
             whole = dict(zip(self.parameters, values, strict=True))
             point = self.draw(lambda path, _, whole=whole: whole[path])  # type: ignore[misc]
-            if self.impossible(point) is None:
+            reason = self.impossible(point)
+            if reason is None:
                 points[tuple(point.items())] = point
+        if not points:
+            raise UserError(f"tune.space: no point of the grid is possible: {reason}")
         return list(points.values())
 
     def impossible(self, point: Point) -> str | None:
