@@ -26,6 +26,7 @@ Point = dict[str, Value]  # parameter → value
 C = TypeVar("C", bound=BaseModel)
 # What may be searched. The rest says what is learned and judged: trials would not compare.
 SEARCHED = ("network", "train.loop", "features")
+BUDGET = "train.loop.epochs"  # given to every trial alike
 
 
 class _Parameter(Strict):
@@ -246,7 +247,9 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, set
     """Keys that may be searched, with the types of their values; * for the names of a mapping."""
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
-        if not any(f"{path}.".startswith(f"{s}.") or s.startswith(f"{path}.") for s in SEARCHED):
+        if path == BUDGET or not any(
+            f"{path}.".startswith(f"{s}.") or s.startswith(f"{path}.") for s in SEARCHED
+        ):
             continue
         kinds = set(_types(field.annotation))
         parts = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]

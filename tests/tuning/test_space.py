@@ -156,6 +156,7 @@ def test_the_names_of_a_mapping_are_free() -> None:
         ({"network.widht": None}, "no built-in range"),
         ({"network.widht": [32]}, "no parameter 'network.widht'; the nearest is 'network.width'"),
         ({"seed": [1, 2]}, "no parameter 'seed'"),
+        ({"train.loop.epochs": [3, 9]}, "no parameter .train.loop.epochs."),
         ({"network.text": [1]}, "no parameter 'network.text'"),
         ({WIDTH: [32, 4]}, "network.width: 4: Input should be greater than or equal to 8"),
         (
