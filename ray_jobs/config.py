@@ -11,10 +11,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.data.buckets import MOST
 from models.data.features import FeatureConfig
+from models.data.resample import ResampleConfig
 from models.data.schema import UserError
 from models.data.source import Source
 from models.data.strict import Strict
-from models.data.tasks import Roles, Split, Task
+from models.data.tasks import Roles, Split, Task, check_binary
 from models.nets.config import EventPretraining, FitConfig, NetworkConfig, TextPretraining
 from models.scoring.config import StackConfig
 from models.scoring.policy import PolicyConfig
@@ -51,6 +52,7 @@ class TrainConfig(Strict):
     select_rows: int = Field(default=4000, ge=1)  # of the select role, scored after each epoch
     checkpoint_steps: int | None = Field(default=None, ge=1)  # None: after each epoch only
     wandb: WandbConfig | None = None  # beside TensorBoard's files, which are always written
+    resample: ResampleConfig | None = None  # of the fit role, a rank's rows at a time
     loop: FitConfig = FitConfig()
 
     @model_validator(mode="after")
@@ -147,6 +149,9 @@ class Config(Strict):
                 )
             if self.tasks[name].kind != kind:
                 raise ValueError(f"roles.{role}: task {name!r} must be {kind}")
+        check_binary("network.loss.binary", self.network.loss.binary, self.tasks)
+        if self.train.resample is not None:
+            check_binary("train.resample.task", [self.train.resample.task], self.tasks)
         if not any(source.table == "events" for source in self.sources.values()):
             raise ValueError("sources: at least one must map to the events table")
         for name, source in self.sources.items():

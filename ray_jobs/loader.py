@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 
 from models.data.batch import Batch, Tokenizer, make_batch
+from models.data.resample import ResampleConfig, resampled, resampled_counts
 from models.data.tasks import Role
 from models.nets.text import load_tokenizer
 from ray_jobs.config import Config
@@ -22,7 +23,8 @@ class Loader:
     def __init__(self, config: Config, snapshot: Snapshot, frames: Frames, ranks: int) -> None:
         self.config, self.snapshot, self.frames = config, snapshot, frames
         self.tokenizer: Tokenizer = load_tokenizer(config.network.text.encoder)
-        self.steps = -(-(snapshot.rows["fit"] // ranks) // config.train.loop.batch_rows)
+        rows = fit_rows(snapshot, config.train.resample)
+        self.steps = -(-(rows // ranks) // config.train.loop.batch_rows)
         self._select: list[Batch] = []
 
     def fit(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -47,12 +49,21 @@ class Loader:
     def _parts(self, epoch: int, start: int) -> Iterator[pl.DataFrame]:
         size = self.config.train.loop.batch_rows
         order = pl.col("user_key").hash(self.config.seed + epoch)
-        for rows in self.frames("fit", SHUFFLED_ROWS):
+        for frame in self.frames("fit", SHUFFLED_ROWS):
+            rows = self._resampled(frame, epoch)
             parts = -(-rows.height // size)
             if start < parts:
                 shuffled = rows.sort(order, maintain_order=True)
                 yield from shuffled.slice(start * size).iter_slices(size)
             start = max(0, start - parts)
+
+    def _resampled(self, rows: pl.DataFrame, epoch: int) -> pl.DataFrame:
+        """As configured; another draw every epoch. Copies of a row come in one batch."""
+        resample = self.config.train.resample
+        if resample is None:
+            return rows
+        labels = rows[f"y_{resample.task}"].cast(pl.Float64).to_numpy()
+        return rows[resampled(labels, resample, self.config.seed + epoch)]
 
     def _batch(self, frame: pl.DataFrame) -> Batch:
         return make_batch(
@@ -62,3 +73,14 @@ class Loader:
             self.config.features.max_tokens,
             [f"y_{name}" for name in self.config.tasks],
         )
+
+
+def fit_rows(snapshot: Snapshot, resample: ResampleConfig | None) -> int:
+    """About how many rows an epoch has over all ranks."""
+    if resample is None:
+        return snapshot.rows["fit"]
+    y = pl.col(f"y_{resample.task}")
+    labels = pl.scan_parquet(snapshot.files("fit")).select(known=y.count(), positive=y.sum())
+    known, positive = (int(count) for count in labels.collect().row(0))
+    small, large = sorted((positive, known - positive))
+    return snapshot.rows["fit"] - known + sum(resampled_counts(small, large, resample))

@@ -4,7 +4,7 @@ A row of the modelling data is a user as of a time. Its label is a matured row o
 SQL aggregate over the user's events in the outcome window `[as_of, as_of + window)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from typing import Any, Literal
@@ -145,6 +145,14 @@ def check_complete(
             else f"{what} {as_of:%Y-%m-%d} lies after complete_until "
             f"{complete_until:%Y-%m-%d %H:%M} of the events"
         )
+
+
+def check_binary(key: str, names: Iterable[str], tasks: Mapping[str, Task]) -> None:
+    """Raise UserError where a key of the configuration names what is no binary task."""
+    binary = [name for name, task in tasks.items() if task.kind == "binary"]
+    for name in names:
+        if name not in binary:
+            raise UserError(f"{key}: no binary task {name!r}; there is {', '.join(binary)}")
 
 
 def label_expression(name: str, task: Task, schema: Mapping[str, pl.DataType]) -> pl.Expr:

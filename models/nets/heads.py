@@ -7,22 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.data.schema import UserError
 from models.data.stats import Target, logit
-from models.data.tasks import Task
+from models.data.tasks import Task, check_binary
 from models.nets.config import BinaryLoss, LossConfig
 from models.nets.losses import TaskUncertainty, binary_loss
 
 PLAIN = BinaryLoss()
-
-
-def check_losses(losses: LossConfig, tasks: Mapping[str, Task]) -> None:
-    """Raise UserError for a loss of what is no binary task."""
-    binary = [name for name, task in tasks.items() if task.kind == "binary"]
-    for name in losses.binary:
-        if name not in binary:
-            known = ", ".join(binary) or "none"
-            raise UserError(f"network.loss.binary: no binary task {name!r}; there is {known}")
 
 
 class Heads(nn.Module):
@@ -40,7 +30,7 @@ class Heads(nn.Module):
         losses: LossConfig,
     ) -> None:
         super().__init__()
-        check_losses(losses, tasks)
+        check_binary("network.loss.binary", losses.binary, tasks)
         self.tasks = dict(tasks)
         self.targets = dict(targets)
         self.losses = losses

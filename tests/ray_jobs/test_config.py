@@ -35,6 +35,15 @@ def test_built_in_configurations_are_valid(name: str) -> None:
         ("train.workers=two", "train.workers: Input should be a valid integer"),
         ("sources.events.timezone=Mars/Olympus", "unknown time zone 'Mars/Olympus'"),
         ("network.width=30", "width 30 is no multiple of 4 heads"),
+        (
+            "network.loss.binary.fruad.focal=2",
+            "network.loss.binary: no binary task 'fruad'; there is default, fraud",
+        ),
+        (
+            "train.resample={task: spend_30d, method: over}",
+            "train.resample.task: no binary task 'spend_30d'; there is default, fraud",
+        ),
+        ("network.loss.binary.fraud.focl=2", "focl: unknown key; the nearest is 'focal'"),
         ("train.loop.learning_rate=.nan", "train.loop.learning_rate: Input should be"),
         ("noequals", "--set noequals: expected key=value"),
         ("seed.a=1", "--set seed.a=1: 'seed' is not a mapping"),
