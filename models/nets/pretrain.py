@@ -31,12 +31,12 @@ def descend(
     `progress` is told the step and the steps of the whole run, before each step. Raises UserError
     on a loss that is not finite, with its epoch and step.
     """
+    from transformers import get_cosine_schedule_with_warmup
+
     model.to(device).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, config.learning_rate)
     total = steps * config.epochs
-    from transformers import get_cosine_schedule_with_warmup
-
     schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP * total), total)
     half = autocast("auto", device)
     means = []

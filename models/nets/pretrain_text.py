@@ -151,6 +151,8 @@ class _Batches:
         max_tokens: int,
         seed: int,
     ) -> None:
+        from transformers import DataCollatorForLanguageModeling
+
         encoded = tokenizer(
             list(texts), truncation=True, max_length=max_tokens, return_special_tokens_mask=True
         )
@@ -162,8 +164,6 @@ class _Batches:
         ]
         self.steps = len(self.chunks)
         self.order = torch.Generator().manual_seed(seed)
-        from transformers import DataCollatorForLanguageModeling
-
         self.masking = DataCollatorForLanguageModeling(
             tokenizer, mlm_probability=config.masked, pad_to_multiple_of=8, seed=seed
         )
