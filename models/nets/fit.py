@@ -163,7 +163,8 @@ class Loop:
     @property
     def updates(self) -> int:
         """Steps of the optimiser up to here, as the learning rates count them."""
-        return self.epoch * self._updates_per_epoch + self.step // self.config.accumulate
+        own = -(-self.step // self.config.accumulate)
+        return self.epoch * self._updates_per_epoch + own
 
     @property
     def total_updates(self) -> int:

@@ -1,0 +1,154 @@
+"""A training: the same twice, whatever is killed on the way, and nobody else's checkpoint."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from models.data.schema import UserError
+from ray_jobs import jobs, snapshot, tracking, train
+from ray_jobs.config import Config, WandbConfig
+from ray_jobs.lake import Lake
+
+EVERY = 10  # steps between checkpoints
+MANAGER = "checkpoint_manager_snapshot.json"
+Run = Callable[..., tuple[Path, list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def shop(demo_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The demo's snapshot, and a lake of its own; one rank, and no kept encodings."""
+    folder = tmp_path_factory.mktemp("train")
+    shutil.copytree(demo_run.lake, folder / "lake")
+    shutil.copytree(Path(demo_run.work) / "snapshots", folder / "snapshots")
+    exact = {"frozen_epochs": 0, "precision": "fp32", "batch_rows": 64}
+    loop = demo_run.train.loop.model_copy(update=exact)
+    own = {"workers": 1, "checkpoint_steps": EVERY, "loop": loop}
+    ranks = demo_run.train.model_copy(update=own)
+    return demo_run.model_copy(
+        update={"lake": str(folder / "lake"), "work": str(folder), "train": ranks}
+    )
+
+
+@pytest.fixture(scope="module")
+def run(shop: Config) -> Run:
+    """Train under a name; the artifact and the epochs."""
+    made = snapshot.snapshot(shop, jobs.tables(shop))
+
+    def train_as(name: str, config: Config = shop) -> tuple[Path, list[dict[str, Any]]]:
+        path = train.train(config, Lake(config.lake), made, name)
+        epochs = json.loads(path.with_name(f"{path.name}.epochs.json").read_text())
+        return path, epochs
+
+    return train_as
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run: Run) -> tuple[Path, list[dict[str, Any]]]:
+    return run("undisturbed")
+
+
+def reports(config: Config, name: str) -> int:
+    """How many checkpoints a run has had in all."""
+    kept = Path(config.work) / "train" / name / MANAGER
+    count: int = json.loads(kept.read_text())["current_report_index"]
+    return count
+
+
+def ranks_of_this_process() -> list[psutil.Process]:
+    """The processes of Ray Train's workers on the Ray that this process has started."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in process.name() or "RayTrainWorker" in " ".join(process.cmdline())
+    ]
+
+
+def kill_a_rank_after(folder: Path, stop: threading.Event, killed: list[int]) -> None:
+    """SIGKILL to a rank once Ray Train knows of a checkpoint of its run."""
+    while not stop.wait(0.02):
+        if (folder / MANAGER).exists():
+            for process in ranks_of_this_process()[:1]:
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+                return
+
+
+def test_a_killed_rank_goes_on_from_its_last_checkpoint_to_the_bit(
+    shop: Config, run: Run, undisturbed: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    stop, killed = threading.Event(), list[int]()
+    folder = Path(shop.work) / "train" / "disturbed"
+    killer = threading.Thread(target=kill_a_rank_after, args=(folder, stop, killed))
+    killer.start()
+    try:
+        path, epochs = run("disturbed")
+    finally:
+        stop.set()
+        killer.join()
+    assert len(killed) == 1
+    whole, expected = undisturbed
+    assert [e["select_loss"] for e in epochs] == [e["select_loss"] for e in expected]
+    assert [e["train_loss"] for e in epochs] == [e["train_loss"] for e in expected]
+    weights = [(p / "model.safetensors").read_bytes() for p in (path, whole)]
+    assert weights[0] == weights[1]
+    # each checkpoint was made once, so that less than an interval was trained twice
+    assert reports(shop, "disturbed") == reports(shop, "undisturbed") > len(epochs)
+
+
+def test_only_the_best_epoch_and_the_newest_checkpoint_are_kept(
+    shop: Config, undisturbed: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    folder = Path(shop.work) / "train" / "undisturbed"
+    losses = [e["select_loss"] for e in undisturbed[1]]
+    kept = sorted(folder.glob("checkpoint_*"))
+    last_is_best = losses[-1] == min(losses)
+    assert len(kept) == (1 if last_is_best else 2)
+    ends = [json.loads((path / "epochs.json").read_text())[-1] for path in kept]
+    assert min(losses) in [epoch["select_loss"] for epoch in ends]
+
+
+def test_event_files_hold_every_step(
+    shop: Config, undisturbed: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    events = EventAccumulator(
+        str(Path(shop.work) / "train" / "undisturbed" / tracking.EVENTS), {"scalars": 0}
+    ).Reload()
+    steps = [event.step for event in events.Scalars("train/step_loss")]
+    assert steps == list(range(1, len(steps) + 1))
+    epochs = undisturbed[1]
+    assert len(steps) % len(epochs) == 0
+    losses = [event.value for event in events.Scalars("select/loss")]
+    assert losses == pytest.approx([e["select_loss"] for e in epochs])
+
+
+def test_a_name_of_another_run_is_refused(
+    shop: Config, run: Run, undisturbed: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    other = shop.model_copy(update={"seed": shop.seed + 1})
+    with pytest.raises(UserError, match=r"train --name undisturbed: .* choose another name"):
+        run("undisturbed", other)
+
+
+def test_weights_and_biases_must_be_there_when_asked_for(shop: Config, run: Run) -> None:
+    asked = shop.train.model_copy(update={"wandb": WandbConfig(project="x")})
+    with pytest.raises(UserError, match=r"train\.wandb: wandb is not installed"):
+        run("with-wandb", shop.model_copy(update={"train": asked}))
+    assert not (Path(shop.work) / "train" / "with-wandb").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_once(shop: Config, run: Run) -> None:
+    """It is not tried again, and the line names step and users."""
+    loop = shop.train.loop.model_copy(update={"learning_rate": 1e30})
+    wild = shop.model_copy(update={"train": shop.train.model_copy(update={"loop": loop})})
+    with pytest.raises(UserError, match=r"epoch 0, step \d+: the loss is \S+ for user_key -?\d+"):
+        run("wild", wild)
+    assert not (Path(shop.work) / "train" / "wild" / MANAGER).exists()
