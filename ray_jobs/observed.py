@@ -14,13 +14,14 @@ from torch import Tensor, distributed
 
 from models.nets.network import Network, Outputs
 from models.nets.text import load_tokenizer
+from models.scoring.calibrate import fit_platt
 from models.scoring.metrics import measure
 from models.scoring.predict import Predictor
 from ray_jobs.config import Config
 from ray_jobs.snapshot import Snapshot
 
 Floats = NDArray[np.float64]
-Figures = Callable[[Floats, Floats], dict[str, float]]  # of outcomes, NaN where unknown, and PDs
+Figures = Callable[[Floats, Floats], dict[str, float]]  # of outcomes, NaN: unknown, and logits
 FEWEST = 20  # users of a group with a good outcome, for its share to count
 TIMED_ROWS, TIMES = 64, 3
 
@@ -48,28 +49,32 @@ class Observer:
             distributed.all_gather_object(shards, pairs)
             pairs = torch.cat(shards, 1)
         label, logit = pairs.double()
-        return self._figures(label.numpy(), torch.sigmoid(logit).numpy())
+        return self._figures(label.numpy(), logit.numpy())
 
 
-def quality(y: Floats, p: Floats) -> dict[str, float]:
-    """`log_loss` and `auc` of the known outcomes; none where these are all the same."""
+def quality(y: Floats, logit: Floats) -> dict[str, float]:
+    """`log_loss`, after Platt scaling, and `auc` of the known outcomes; none where these are all
+    the same.
+
+    A model is calibrated before it is used, so what calibration puts right is not held against a
+    loss that weighs classes. Two numbers fitted to the rows that they are judged by flatter little.
+    """
     known = np.isfinite(y)
-    if len(np.unique(y[known])) < 2:
+    y, logit = y[known], logit[known]
+    if len(np.unique(y)) < 2:
         return {}
-    return {
-        "log_loss": float(measure("log_loss", y[known], p[known])),
-        "auc": float(measure("auc", y[known], p[known])),
-    }
+    p = fit_platt(logit, y).apply(logit)
+    return {"log_loss": float(measure("log_loss", y, p)), "auc": float(measure("auc", y, logit))}
 
 
-def fairness_gap(groups: Mapping[str, NDArray[np.object_]], y: Floats, p: Floats) -> float:
+def fairness_gap(groups: Mapping[str, NDArray[np.object_]], y: Floats, logit: Floats) -> float:
     """Equal opportunity (Hardt et al. 2016): of users with a good outcome, the share with a PD in
     the better half. The largest difference between two groups of an attribute.
 
     `groups`: attribute → the group of each row, None where unknown.
     """
     good = y == 0
-    better = p <= np.median(p)
+    better = logit <= np.median(logit)
     gaps = [0.0]
     for group in groups.values():
         sizes = {g: good & (group == g) for g in set(group.tolist()) if g is not None}

@@ -98,7 +98,7 @@ def _figures(assignment: Assignment, frames: Frames) -> Figures:
         return quality
     keys = pl.concat([part.select("user_key") for part in frames("select", SELECT_ROWS)])
     groups = groups_of(keys["user_key"], pl.read_parquet(assignment.protected))
-    return lambda y, p: quality(y, p) | {"fairness_gap": fairness_gap(groups, y, p)}
+    return lambda y, z: quality(y, z) | {"fairness_gap": fairness_gap(groups, y, z)}
 
 
 def _train_ranks(assignment: Assignment, number: int, fixed: dict[str, float]) -> None:

@@ -12,6 +12,7 @@ from ray_jobs.progress import say
 from ray_jobs.report.tuning import write_tuning_report
 from ray_jobs.storage import short_digest
 from ray_jobs.tables import Tables
+from ray_jobs.train import MAY_CHANGE
 from tuning.confirm import Confirmation, chosen
 from tuning.search import Search, load_study, open_study
 from tuning.space import Space, applied
@@ -26,7 +27,7 @@ def tune(config: Config, tables: Tables) -> None:
     Raises UserError for a space that is none, a study that searched something else, and where
     the first trials all fail.
     """
-    space = Space(config.tune.space, config)
+    space = space_of(config)
     identity = _identity(config, tables, space)
     folder_of(config).mkdir(parents=True, exist_ok=True)
     study = open_study(storage_of(config), config.tune, identity)
@@ -71,7 +72,7 @@ def checked(config: Config, name: str | None) -> Config:
     Raises UserError; nothing has been started then.
     """
     config = named(config, name)
-    Space(config.tune.space, config)
+    space_of(config)
     return config
 
 
@@ -89,6 +90,11 @@ def from_study(config: Config, number: int | None) -> Config:
     return applied(config, chosen(study, number))
 
 
+def space_of(config: Config) -> Space:
+    """What a configuration searches. Raises UserError."""
+    return Space(config.tune.space, config, [config.roles.pd])
+
+
 def folder_of(config: Config) -> Path:
     """Where a study is kept."""
     return Path(config.work).resolve() / "tuning" / config.tune.name
@@ -100,7 +106,7 @@ def _identity(config: Config, tables: Tables, space: Space) -> dict[str, Any]:
     search = {"objectives", "seeds", "folds", "share", "workers"}
     return {
         "space": space.describe(),
-        **config.model_dump(mode="json", include=parts),
+        **config.model_dump(mode="json", include=parts, exclude={"train": MAY_CHANGE}),
         "tune": config.tune.model_dump(mode="json", include=search),
         "tables": tables.versions,
     }

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from models.data.strict import Strict
+from tuning.parameters import Parameter
 from tuning.policy import Halving
-from tuning.space import Parameter
 
 # All of the task that gives the PD, on the select role; turned into losses: less is better.
 Objective = Literal["log_loss", "auc", "cost", "fairness_gap"]

@@ -11,7 +11,7 @@ import optuna
 from models.data.schema import UserError
 from tuning.config import TuneConfig
 from tuning.policy import pareto, winner
-from tuning.search import Epochs, Job, ended, figure_of, kept, loss_of, whole
+from tuning.search import Epochs, Job, ended, figure_of, kept, loss_of, point_of, whole
 from tuning.space import Point, Space
 
 CONFIRMED = "confirmed"  # of a study: trial → seed → loss, None where the training failed
@@ -74,12 +74,15 @@ class Confirmation:
         ranked = sorted(whole(self.study), key=lambda t: (t.values[0], t.number))
         points: dict[int, Point] = {}
         for trial in ranked:
-            if len(points) < self.config.confirm and trial.params not in points.values():
-                points[trial.number] = trial.params
+            if len(points) < self.config.confirm and point_of(trial) not in points.values():
+                points[trial.number] = point_of(trial)
         if points:
             for trial in ended(self.study):
-                if trial.params == self.space.defaults() and trial.params not in points.values():
-                    points[trial.number] = trial.params
+                if (
+                    point_of(trial) == self.space.defaults()
+                    and point_of(trial) not in points.values()
+                ):
+                    points[trial.number] = point_of(trial)
         return points
 
 
@@ -99,12 +102,12 @@ def chosen(study: optuna.Study, number: int | None) -> Point:
         if number not in trials:
             there = ", ".join(map(str, trials))
             raise UserError(f"the study {name!r}: trial {number} is none of those whole: {there}")
-        return trials[number].params
+        return point_of(trials[number])
     if len(study.directions) > 1:
         front = pareto({n: trial.values for n, trial in trials.items()})
         there = ", ".join(map(str, front))
         raise UserError(f"the study {name!r} has several objectives: name one of trials {there}")
-    return study.trials[winning(study)].params
+    return point_of(study.trials[winning(study)])
 
 
 def winning(study: optuna.Study) -> int:

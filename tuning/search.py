@@ -23,9 +23,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from models.data.schema import UserError
 from tuning.config import Objective, TuneConfig
-from tuning.space import Distribution, Point, Space, Value
+from tuning.parameters import Value
+from tuning.space import Distribution, Point, Space
 
 IDENTITY = "searched"  # of a study: all that its trials depend on, but their points
+POINT = "point"  # of a trial: its values, and the keys that they unset
 RUNS = "runs"  # of a trial: its trainings' epochs
 CONTINUES = "continues"  # of a trial: the first one of its point, which was interrupted
 REASON = "reason"  # why a trial has no value …
@@ -140,6 +142,7 @@ class Search:
             reason = self.space.impossible(point)
             if reason is None:
                 self.running[trial.number] = _Running(trial)
+                trial.set_user_attr(POINT, point)
                 seeds = tuple(range(self.config.seeds))
                 key = str(trial.user_attrs.get(CONTINUES, trial.number))
                 return Job(trial.number, key, point, seeds, self.config.folds, self.config.share)
@@ -218,6 +221,12 @@ def ended(study: optuna.Study) -> list[FrozenTrial]:
     closed = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     trials = study.get_trials(deepcopy=False, states=closed)
     return [t for t in trials if t.user_attrs.get(REASON) not in (IMPOSSIBLE, INTERRUPTED)]
+
+
+def point_of(trial: FrozenTrial) -> Point:
+    """What a trial's configuration has in other places than the one searched."""
+    point: Point = trial.user_attrs[POINT]
+    return point
 
 
 def whole(study: optuna.Study) -> list[FrozenTrial]:

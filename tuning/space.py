@@ -6,9 +6,8 @@ one of its keys, and every end of a range is a value which that key takes.
 
 import difflib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 from optuna.distributions import (
@@ -16,12 +15,11 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from models.data.schema import UserError
-from models.data.strict import Strict
+from tuning.parameters import EACH, SPACE, Choice, Parameter, Value
 
-Value = bool | int | float | str | None
 Point = dict[str, Value]  # parameter → value
 C = TypeVar("C", bound=BaseModel)
 # What may be searched. The rest says what is learned and judged: trials would not compare.
@@ -29,87 +27,31 @@ SEARCHED = ("network", "train.loop", "features")
 BUDGET = "train.loop.epochs"  # given to every trial alike
 
 
-class _Parameter(Strict):
-    """`when`: other keys → the values of theirs with which this one has an effect."""
-
-    when: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
-
-
-class Range(_Parameter):
-    """From `low` to `high`, both included; whole numbers, in steps, where the key takes these."""
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> "Range":
-        if self.low >= self.high:
-            raise ValueError(f"an empty range: low {self.low:g} is not below high {self.high:g}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a range with log: true starts above 0, not at {self.low:g}")
-        if self.log and self.step is not None:
-            raise ValueError("a range has a step or log: true, not both")
-        return self
-
-
-class Choice(_Parameter):
-    """One of several values."""
-
-    values: tuple[Value, ...] = Field(min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _list(cls, given: Any) -> Any:
-        return {"values": given} if isinstance(given, list | tuple) else given
-
-
-def _kind(given: Any) -> str:
-    """Which of the two YAML means, so that a fault is told of that one."""
-    listed = isinstance(given, list | tuple | Choice)
-    return "values" if listed or (isinstance(given, dict) and "values" in given) else "range"
-
-
-Parameter = Annotated[
-    Annotated[Range, Tag("range")] | Annotated[Choice, Tag("values")], Discriminator(_kind)
-]
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
-
-SPACE: Mapping[str, Parameter] = MappingProxyType(
-    {
-        "network.width": Choice(values=(32, 64, 96, 128)),
-        "network.dropout": Range(low=0.0, high=0.5),
-        "network.behaviour.layers": Range(low=1, high=4),
-        "network.behaviour.heads": Choice(values=(2, 4, 8)),
-        "network.text.trainable_layers": Range(low=0, high=4),
-        "features.max_events": Choice(values=(32, 64, 128)),
-        "features.max_texts": Choice(values=(1, 3, 6)),
-        "train.loop.learning_rate": Range(low=3e-4, high=1e-2, log=True),
-        "train.loop.text_learning_rate": Range(
-            low=2e-5, high=5e-4, log=True, when={"network.text.trainable_layers": (1, 2, 3, 4)}
-        ),
-        "train.loop.frozen_epochs": Range(
-            low=0, high=3, when={"network.text.trainable_layers": (1, 2, 3, 4)}
-        ),
-        "train.loop.weight_decay": Range(low=1e-3, high=0.3, log=True),
-        "train.loop.alone_weight": Range(low=0.0, high=1.0),
-        "train.loop.batch_rows": Choice(values=(32, 64, 128)),
-    }
-)
 
 
 class Space:
     """Checked parameters of a configuration, in the order in which they are drawn.
 
     `given` are the parameters searched, None for the built-in range; without it, all built-in
-    ones. Raises UserError for an unknown parameter, and for a range that its key does not take.
+    ones. `tasks` are the names that a path's * stands for. Raises UserError for an unknown
+    parameter, and for a range that its key does not take.
     """
 
-    def __init__(self, given: Mapping[str, Parameter | None] | None, config: BaseModel) -> None:
+    def __init__(
+        self,
+        given: Mapping[str, Parameter | None] | None,
+        config: BaseModel,
+        tasks: Sequence[str] = (),
+    ) -> None:
         self.config = config
         self.kinds = dict(_leaves(type(config)))
-        chosen = SPACE if given is None else {path: _known(path, p) for path, p in given.items()}
+        wanted = dict.fromkeys(SPACE) if given is None else given
+        chosen = {
+            path.replace(EACH, name): _known(path, parameter)
+            for path, parameter in wanted.items()
+            for name in (tasks if EACH in path else ("",))
+        }
         for path in chosen:
             _check_path(path, self.kinds)
         self.parameters = _ordered(chosen, self.kinds)
@@ -123,6 +65,8 @@ class Space:
         for path, distribution in self._distributions.items():
             if self._has_effect(path, point):
                 point[path] = suggest(path, distribution)
+            elif self.parameters[path].unset:
+                point[path] = None
         return point
 
     def defaults(self) -> Point:
@@ -130,7 +74,9 @@ class Space:
         point: Point = {}
         for path, distribution in self._distributions.items():
             value = value_at(self.config, path)
-            if self._has_effect(path, point) and _contains(distribution, value):
+            if not self._has_effect(path, point):
+                point |= {path: None} if self.parameters[path].unset else {}
+            elif _contains(distribution, value):
                 point[path] = value
         return point
 

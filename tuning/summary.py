@@ -11,9 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 from models.data.strict import Strict
 from tuning.config import Objective
 from tuning.confirm import confirmed, winning
+from tuning.parameters import Value
 from tuning.policy import pareto
-from tuning.search import RUNS, ended, figure_of, whole
-from tuning.space import Value
+from tuning.search import RUNS, ended, figure_of, point_of, whole
 
 How = Literal["whole", "stopped", "failed"]
 HOW: dict[TrialState, How] = {
@@ -116,7 +116,7 @@ def _row(trial: FrozenTrial, objectives: Sequence[Objective]) -> TrialRow:
     return TrialRow(
         number=trial.number,
         how=HOW[trial.state],
-        point=trial.params,
+        point=point_of(trial),
         figures=figures,
         epochs=sum(map(len, runs)),
         seconds=sum(epoch["seconds"] for epochs in runs for epoch in epochs),
@@ -136,7 +136,7 @@ def _candidates(
             seen = trial.values[0] if trial.state == TrialState.COMPLETE else None
             row = Candidate(
                 number=number,
-                defaults=trial.params == defaults,
+                defaults=point_of(trial) == defaults,
                 searched=None if seen is None else figure_of(objective, seen),
                 figures=tuple(figure_of(objective, loss) for loss in losses),
                 mean=figure_of(objective, statistics.fmean(losses)),
@@ -148,7 +148,7 @@ def _candidates(
 
 def _gain(study: optuna.Study, defaults: Mapping[str, Value]) -> Gain | None:
     losses, won = confirmed(study), winning(study)
-    plain = next((n for n in losses if study.trials[n].params == defaults), None)
+    plain = next((n for n in losses if point_of(study.trials[n]) == defaults), None)
     if plain is None or plain == won:
         return None
     pairs = [(losses[plain].get(seed), loss) for seed, loss in losses.get(won, {}).items()]

@@ -121,6 +121,11 @@ def fit_binary(logit: ArrayLike, y: ArrayLike, *, seed: int, folds: int = 5) -> 
     return _fit_kind(kind, z, target).model_copy(update={"cv_log_loss": means})
 
 
+def fit_platt(logit: ArrayLike, y: ArrayLike) -> BinaryCalibrator:
+    """Platt scaling alone. Raises UserError as `fit_binary` does."""
+    return _fit_kind("platt", *_checked_binary(logit, y))
+
+
 def fit_amount(predicted: ArrayLike, y: ArrayLike) -> AmountCalibrator:
     """Fit ln E[y] = a + b·ln(predicted), b >= 0, by Poisson quasi-likelihood.
 

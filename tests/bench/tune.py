@@ -38,8 +38,9 @@ from ray_jobs.frames import Frames
 from ray_jobs.parallel import over
 from ray_jobs.rank import Rank
 from tuning.config import TuneConfig
+from tuning.parameters import Choice
 from tuning.search import Search, kept, load_study, open_study
-from tuning.space import Choice, Point, Space, applied
+from tuning.space import Point, Space, applied
 
 EPOCHS = 9
 SPACE = {

@@ -5,17 +5,30 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from scipy.special import expit
+from sklearn.metrics import log_loss, roc_auc_score
 
 from ray_jobs.observed import FEWEST, fairness_gap, groups_of, quality
 
 NAN = math.nan
 
 
-def test_quality_is_of_known_outcomes() -> None:
-    y, p = np.array([0, 1, NAN, 1, 0.0]), np.array([0.1, 0.9, 0.5, 0.4, 0.5])
-    figures = quality(y, p)
-    assert figures["auc"] == pytest.approx(0.75)
-    assert figures["log_loss"] == pytest.approx(-np.log([0.9, 0.9, 0.4, 0.5]).mean())
+def test_quality_is_of_known_outcomes(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    logit = draw.normal(size=4000)
+    y = (draw.random(4000) < expit(logit)).astype(float)
+    figures = quality(y, logit)
+    assert figures["auc"] == pytest.approx(roc_auc_score(y, logit))
+    assert figures["log_loss"] == pytest.approx(log_loss(y, expit(logit)), abs=0.002)
+    unknown = np.append(y, NAN), np.append(logit, 99.0)
+    assert quality(*unknown) == pytest.approx(figures)
+
+
+def test_what_calibration_puts_right_is_not_held_against_a_model(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    logit = draw.normal(size=1000)
+    y = (draw.random(1000) < expit(logit)).astype(float)
+    assert quality(y, 0.3 * logit + 2) == pytest.approx(quality(y, logit), abs=1e-3)
 
 
 @pytest.mark.parametrize("y", [[0.0, 0.0], [1.0, NAN], [NAN, NAN], []])

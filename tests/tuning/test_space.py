@@ -10,20 +10,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 from models.data.schema import UserError
 from models.data.strict import Strict
 from ray_jobs.config import Config, load
-from tuning.space import (
-    SPACE,
-    Choice,
-    Distribution,
-    Parameter,
-    Range,
-    Space,
-    Value,
-    applied,
-    value_at,
-)
+from tuning.parameters import SPACE, Choice, Parameter, Range, Value
+from tuning.space import Distribution, Space, applied, value_at
 
 WIDTH, HEADS, RATE = "network.width", "network.behaviour.heads", "train.loop.learning_rate"
-LAYERS, TEXT_RATE = "network.text.trainable_layers", "train.loop.text_learning_rate"
+LAYERS, RANK = "network.text.trainable_layers", "network.text.lora.rank"
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +40,13 @@ def at_random(draw: random.Random) -> Any:
 
 
 def test_no_point_of_the_built_in_space_is_impossible(config: Config, seed: int) -> None:
-    space, draw = Space(None, config), random.Random(seed)
-    assert set(space.parameters) == set(SPACE)
+    space, draw = Space(None, config, ["default"]), random.Random(seed)
+    assert set(space.parameters) == {path.replace("*", "default") for path in SPACE}
     for _ in range(300):
         point = space.draw(at_random(draw))
         assert space.impossible(point) is None
-        assert (TEXT_RATE in point) == (point[LAYERS] != 0)
+        assert (point[LAYERS] is None) == (point[RANK] is not None)
+        assert (HEADS in point) == (point["network.behaviour.encoder"] == "transformer")
 
 
 def test_a_point_is_set_in_the_configuration_and_nothing_else(config: Config) -> None:
@@ -90,10 +82,10 @@ def test_yaml_gives_lists_and_ranges_and_numbers_as_the_key_takes_them(config: C
 
 
 def test_a_parameter_is_drawn_after_what_it_depends_on(config: Config) -> None:
-    space = Space({TEXT_RATE: None, LAYERS: None}, config)
-    assert list(space.parameters) == [LAYERS, TEXT_RATE]
-    fixed = applied(config, {LAYERS: 0})  # not searched: the configuration's own value counts
-    assert Space({TEXT_RATE: None}, fixed).defaults() == {}
+    space = Space({HEADS: None, "network.behaviour.encoder": None}, config)
+    assert list(space.parameters) == ["network.behaviour.encoder", HEADS]
+    fixed = applied(config, {"network.behaviour.encoder": "cnn"})  # not searched: it stays so
+    assert Space({HEADS: None}, fixed).defaults() == {}
 
 
 def test_a_grid_has_every_possible_point_once(config: Config) -> None:
