@@ -73,7 +73,7 @@ class Bench:
             for count in range(1, EPOCHS + 1):
                 spent.epoch(losses, count)
                 epochs = [{"log_loss": loss, "best": True} for loss in losses[:count]]
-                if not spent.left or search.report(job, 0, epochs):
+                if search.report(job, 0, epochs):
                     break
             search.end(job)
         return spent.regrets
