@@ -32,6 +32,7 @@ RUNS = "runs"  # of a trial: its trainings' epochs
 CONTINUES = "continues"  # of a trial: the first one of its point, which was interrupted
 REASON = "reason"  # why a trial has no value …
 IMPOSSIBLE, INTERRUPTED = "impossible", "interrupted"  # … when it does not count
+RANDOM = 5  # trials before the sampler's model; 10, Optuna's default, waste half of a short search
 DRAWS = 30  # impossible points in a row after which the space is at fault
 Epochs = list[dict[str, Any]]  # of a training: `Epoch.to_dict()`, and the objectives
 
@@ -240,7 +241,7 @@ def _sampler(config: TuneConfig, seed: int) -> BaseSampler:
     with warnings.catch_warnings():
         # `group`: parameters that have no effect in some trials are still modelled together
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        return TPESampler(seed=seed, n_startup_trials=RANDOM, multivariate=True, group=True)
 
 
 def _suggest(trial: Trial, path: str, distribution: Distribution) -> Value:
