@@ -9,11 +9,11 @@ Resampling = Literal["none", "over", "under", "smote"]
 
 
 class StackConfig(Strict):
-    """What may join the network in the final score.
+    """What may join the network in the final score, task by task, where it helps.
 
     `resample` makes the classes of the fit role equal in number for lightgbm: none, over, under,
     smote.
     """
 
-    experts: tuple[ExpertName, ...] = ()
+    experts: tuple[ExpertName, ...] = ("lightgbm",)
     resample: Resampling = "none"
