@@ -1,0 +1,25 @@
+"""The text tower in bf16, texts chunked by length."""
+
+import torch
+
+from models.data.batch import make_texts
+from models.nets.text import TextTower, freeze, load_encoder, load_tokenizer
+from tests.bench.peers.texts import MAX_TOKENS, THREADS, Encode, main
+
+
+def load(folder: str) -> Encode:
+    torch.set_num_threads(THREADS)
+    tokenizer, encoder = load_tokenizer(folder), load_encoder(folder)
+    freeze(encoder, 0)
+    tower = TextTower(encoder.bfloat16(), 8, 0.0).eval()
+
+    @torch.inference_mode()
+    def encode(texts: list[str]) -> torch.Tensor:
+        made, rank = make_texts(texts, tokenizer, MAX_TOKENS)
+        return tower.encode(made)[torch.from_numpy(rank)]
+
+    return encode
+
+
+if __name__ == "__main__":
+    main(load)

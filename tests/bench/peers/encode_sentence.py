@@ -1,0 +1,19 @@
+"""sentence-transformers, which sorts by length itself, in bf16."""
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Pooling, Transformer
+
+from tests.bench.peers.texts import BATCH, MAX_TOKENS, THREADS, Encode, main
+
+
+def load(folder: str) -> Encode:
+    torch.set_num_threads(THREADS)
+    words = Transformer(folder, max_seq_length=MAX_TOKENS)
+    pooling = Pooling(words.get_embedding_dimension(), "mean")
+    model = SentenceTransformer(modules=[words, pooling], device="cpu").bfloat16()
+    return lambda texts: model.encode(texts, batch_size=BATCH, convert_to_tensor=True).float()
+
+
+if __name__ == "__main__":
+    main(load)

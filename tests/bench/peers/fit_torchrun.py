@@ -1,0 +1,67 @@
+"""The same network and rows in a bare loop of PyTorch, every batch in memory before it starts:
+
+    python -m torch.distributed.run --nproc-per-node RANKS -m tests.bench.peers.fit_torchrun FOLDER
+
+FOLDER holds what `tests.bench.train` prepared. The first epoch warms up, the last one counts.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.data.batch import Batch
+from models.nets.fit import autocast
+from models.nets.network import Network
+from ray_jobs import snapshot
+from ray_jobs.config import Config
+from ray_jobs.loader import Loader
+from ray_jobs.rank import network_of
+
+
+def epoch(
+    network: Network, model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[Batch]
+) -> int:
+    """Train on the batches; how many rows they have."""
+    for batch in batches:
+        with autocast("bf16", torch.device("cpu"))():
+            outputs = model(batch)
+        objective = network.heads.objective(outputs.tasks, batch.labels_BK)
+        loss = objective + 0.5 * network.loss(outputs, batch)[1]
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return sum(map(len, batches))
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    config = Config.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
+    made = snapshot.load(next((folder / "snapshots").iterdir()))
+    rows = made.read("fit").frame
+    own = rows.slice(rank * (rows.height // ranks), rows.height // ranks)
+    loader = Loader(config, made, lambda _, size: own.iter_slices(size), ranks)
+    epochs = [list(loader.fit(number)) for number in range(2)]
+    network = network_of(config, made).train()
+    model = DistributedDataParallel(network)
+    learned = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
+    epoch(network, model, optimizer, epochs[0])
+    distributed.barrier()
+    start = time.perf_counter()
+    count = epoch(network, model, optimizer, epochs[1])
+    distributed.barrier()
+    if rank == 0:
+        print(json.dumps({"rows_per_s": ranks * count / (time.perf_counter() - start)}))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
