@@ -80,7 +80,10 @@ def fit_rows(snapshot: Snapshot, resample: ResampleConfig | None) -> int:
     if resample is None:
         return snapshot.rows["fit"]
     y = pl.col(f"y_{resample.task}")
-    labels = pl.scan_parquet(snapshot.files("fit")).select(known=y.count(), positive=y.sum())
-    known, positive = (int(count) for count in labels.collect().row(0))
+    labels = pl.scan_parquet(snapshot.files("fit")).select(
+        rows=pl.len(), known=y.count(), positive=y.sum()
+    )
+    rows, known, positive = (int(count) for count in labels.collect().row(0))
     small, large = sorted((positive, known - positive))
-    return snapshot.rows["fit"] - known + sum(resampled_counts(small, large, resample))
+    drawn = rows - known + sum(resampled_counts(small, large, resample))
+    return round(snapshot.rows["fit"] * drawn / rows)  # a search may train on a share of the rows

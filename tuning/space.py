@@ -23,7 +23,7 @@ from tuning.parameters import EACH, SPACE, Choice, Parameter, Value
 Point = dict[str, Value]  # parameter → value
 C = TypeVar("C", bound=BaseModel)
 # What may be searched. The rest says what is learned and judged: trials would not compare.
-SEARCHED = ("network", "train.loop", "features")
+SEARCHED = ("network", "train.loop", "train.resample", "features")
 BUDGET = "train.loop.epochs"  # given to every trial alike
 
 
@@ -73,7 +73,7 @@ class Space:
         """The configuration's own values, where they lie in the space."""
         point: Point = {}
         for path, distribution in self._distributions.items():
-            value = value_at(self.config, path)
+            value = self._configured(path)
             if not self._has_effect(path, point):
                 point |= {path: None} if self.parameters[path].unset else {}
             elif _contains(distribution, value):
@@ -109,9 +109,15 @@ class Space:
             for path, parameter in self.parameters.items()
         }
 
+    def _configured(self, path: str) -> Value:
+        """A key's own value; of a name that its mapping does not have, that of a new one."""
+        if path in self.kinds or value_at(self.config, path) is not None:
+            return value_at(self.config, path)
+        return value_at(_with_parents(self.config, path), path)
+
     def _has_effect(self, path: str, point: Point) -> bool:
         return all(
-            point.get(other, value_at(self.config, other)) in values
+            point.get(other, self._configured(other)) in values
             for other, values in self.parameters[path].when.items()
         )
 
@@ -178,6 +184,15 @@ def applied(config: C, point: Mapping[str, Value]) -> C:
                 break
         else:
             node[last] = value  # type: ignore[index]  # the loop ended on a part that is on
+    return type(config).model_validate(tree)
+
+
+def _with_parents(config: C, path: str) -> C:
+    """The configuration with the part that a key lies in, as it is by default."""
+    tree = config.model_dump(mode="json")
+    node = tree
+    for parent in path.split(".")[:-1]:
+        node = node.setdefault(parent, {})
     return type(config).model_validate(tree)
 
 

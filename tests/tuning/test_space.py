@@ -60,6 +60,10 @@ def test_a_point_is_set_in_the_configuration_and_nothing_else(config: Config) ->
 def test_defaults_are_the_configuration_where_it_lies_in_the_space(config: Config) -> None:
     defaults = Space(None, config).defaults()
     assert defaults[WIDTH] == 64 and defaults[LAYERS] == 2 and defaults["network.dropout"] == 0.25
+    whole = Space(None, config, ["default"])
+    same = applied(config, whole.defaults())
+    assert set(whole.defaults()) == set(whole.parameters)
+    assert same.train == config.train and same.network.text == config.network.text
     outside = Space({WIDTH: Choice(values=(16, 32)), RATE: None}, config).defaults()
     assert outside == {RATE: config.train.loop.learning_rate}
 
@@ -138,6 +142,8 @@ def test_the_names_of_a_mapping_are_free() -> None:
     space = Space({focal: Range(low=0, high=2), weight: Choice(values=(1.0, "balanced"))}, Tree())
     assert applied(Tree(), {focal: 1.5}).network.losses == {"default": Loss(focal=1.5)}
     assert set(space.draw(lambda path, how: 1.0)) == {focal, weight}
+    assert space.defaults() == {focal: 0.0, weight: 1.0}
+    assert applied(Tree(), space.defaults()).network.losses == {"default": Loss()}
     with pytest.raises(UserError, match=r"no parameter 'network\.losses"):
         Space({"network.losses.focal": Range(low=0, high=2)}, Tree())
 
