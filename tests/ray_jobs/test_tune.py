@@ -17,21 +17,21 @@ from tuning.search import RUNS, ended, load_study
 from tuning.space import applied
 
 RATE = "train.loop.learning_rate"
-SMALL = {"train.loop.epochs": 2, "train.select_rows": 200, "train.loop.batch_rows": 256}
+SMALL = {"train.loop.epochs": 1, "train.select_rows": 200, "train.loop.batch_rows": 256}
 
 
 def tuned(config: Config, **keys: Any) -> Config:
     """The configuration with a search in it."""
-    base = {"concurrent": 2, "cpus_per_trial": 0.5, "share": 0.3, "confirm": 0}
+    base = {"concurrent": 2, "cpus_per_trial": 0.5, "share": 0.2, "confirm": 0}
     tree = applied(config, SMALL).model_dump(mode="json")
     return Config.model_validate(tree | {"tune": base | keys})
 
 
 @pytest.fixture(scope="module")
 def searched(demo_run: Config) -> Config:
-    """A search of four trials, the best of them confirmed."""
+    """A search of three trials, the best of them confirmed."""
     space = {RATE: [0.0001, 0.003], "network.width": [16, 32]}
-    config = tuned(demo_run, name="one", trials=4, space=space, confirm=1, confirm_seeds=2)
+    config = tuned(demo_run, name="one", trials=3, space=space, confirm=1, confirm_seeds=2)
     tune.tune(config, jobs.tables(config))
     return config
 
@@ -39,7 +39,7 @@ def searched(demo_run: Config) -> Config:
 def test_trials_are_trained_and_the_best_confirmed(searched: Config) -> None:
     study = load_study(tune.storage_of(searched), "one")
     trials = ended(study)
-    assert len(trials) == 4 and trials[0].params == {RATE: 0.003, "network.width": 32}
+    assert len(trials) == 3 and trials[0].params == {RATE: 0.003, "network.width": 32}
     assert all(0 < trial.values[0] < 1 for trial in trials)
     epochs = trials[0].user_attrs[RUNS][0]
     assert {"train_loss", "select_loss", "log_loss", "auc", "seconds"} <= set(epochs[0])
@@ -54,7 +54,7 @@ def test_the_same_command_again_runs_nothing(
 ) -> None:
     tune.tune(searched, jobs.tables(searched))
     told = capsys.readouterr().out
-    assert "tune: trial 0" not in told and "4 trials" in told
+    assert "tune: trial 0" not in told and "3 trials" in told
 
 
 def test_train_takes_what_won_or_a_named_trial(searched: Config) -> None:
