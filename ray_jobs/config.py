@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from models.data.buckets import MOST
 from models.data.features import FeatureConfig
@@ -54,6 +54,14 @@ class TrainConfig(Strict):
     wandb: WandbConfig | None = None  # beside TensorBoard's files, which are always written
     resample: ResampleConfig | None = None  # of the fit role, a rank's rows at a time
     loop: FitConfig = FitConfig()
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, value: Any) -> Any:
+        several = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+        if not all(type(one) is int for one in several):
+            raise ValueError(f"expected a number, or [least, most], not {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _can_run(self) -> "TrainConfig":

@@ -32,7 +32,7 @@ def test_built_in_configurations_are_valid(name: str) -> None:
         ("buckets=3", "buckets: 3 is not a power of two"),
         ("roles.pd=defualt", "roles.pd: no task 'defualt'; there is default, fraud, spend_30d"),
         ("roles.pd=spend_30d", "roles.pd: task 'spend_30d' must be binary"),
-        ("train.workers=two", "train.workers: Input should be a valid integer"),
+        ("train.workers=two", "train.workers: expected a number, or [least, most], not 'two'"),
         ("sources.events.timezone=Mars/Olympus", "unknown time zone 'Mars/Olympus'"),
         ("network.width=30", "width 30 is no multiple of 4 heads"),
         (
