@@ -122,10 +122,11 @@ def test_the_expert_reads_the_same_bits_by_every_road(
     spec = artifact.load_spec(Path(registry.champion(tables.lake).path))
     folder = Path(demo_run.work) / "snapshots" / spec.trained_on["snapshot"]
     offline = snapshot.load(folder).read("test")
-    frame = offline.frame.sort("user_key").head(USERS)
+    nothing_proposed = offline.frame.filter(pl.col("proposed_amount").is_null())
+    frame = nothing_proposed.sort("user_key").head(USERS)
     as_of, columns = frame["as_of"][0], Columns.of(offline)
     bits = bits_of(frame, columns)
-    assert np.isfinite(columns.matrix(frame)).any(axis=0).mean() > 0.9  # the columns say something
+    assert np.isfinite(columns.matrix(frame)).any(axis=0).mean() > 0.8  # the columns say something
 
     def features_of(history: History, rows: pl.DataFrame) -> pl.DataFrame:
         seen = view(history, rows, spec.features.history)
