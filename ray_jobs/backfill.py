@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from models.data.history import build_baseline, no_events
+from models.data.history import Baseline, no_events
 from models.data.rows import rows_as_of
 from models.data.schema import Table, UserError
 from models.data.tasks import check_complete, midnight
 from models.scoring.scorer import Scorer
-from ray_jobs import graph, registry
+from ray_jobs import baselines, graph, registry
 from ray_jobs.config import Config
 from ray_jobs.parallel import over_actors, total
 from ray_jobs.progress import say
@@ -45,11 +45,13 @@ def backfill(config: Config, tables: Tables) -> dict[str, int]:
     graph.publish(config, tables, [as_of.replace(day=1)])
     make = partial(ScoreBucket, config, tables, model.path, day, run_id)
     results = over_actors(tables.buckets, make, "backfill", config.backfill.workers)
-    account = total([counts for _, counts in results])
+    account = total([counts for _, _, counts in results])
     assert account["users"] == account["scored"] + account["no_event_before_as_of"]
     if not account["scored"]:
         raise UserError(f"backfill: no user has an event before {day}")
-    _publish(tables, day, [file for file, _ in results if file is not None], run_id)
+    made = [baseline for _, baseline, _ in results if baseline is not None]
+    baselines.publish(tables.lake, day, made)
+    _publish(tables, day, [file for file, _, _ in results if file is not None], run_id)
     tables.lake.record_run(
         "backfill",
         run_id,
@@ -95,22 +97,23 @@ class ScoreBucket:
         self.scorer = Scorer.load(model)
         self.tables, self.day, self.run_id = tables, day, run_id
 
-    def __call__(self, bucket: int) -> tuple[DataFile | None, dict[str, int]]:
-        """Write the bucket's scores; the file, if there is a score, and the counts."""
-        scores, counts = self.score(bucket)
-        if scores.is_empty():
-            return None, counts
-        table = scores_table(scores.to_arrow().schema)
-        file = self.tables.lake.write_part(table, scores, {"as_of_date": self.day})
-        return file, counts
+    def __call__(self, bucket: int) -> tuple[DataFile | None, DataFile | None, dict[str, int]]:
+        """Write the bucket's scores and its baseline; the files, where there is a user with an
+        event before the date, and the counts."""
+        lake, history = self.tables.lake, self.scorer.spec.features.history
+        made = baselines.baseline_of(self.tables, bucket, midnight(self.day), history)
+        scores, counts = self.score(bucket, made.baseline)
+        file = None
+        if scores.height:
+            table = scores_table(scores.to_arrow().schema)
+            file = lake.write_part(table, scores, {"as_of_date": self.day})
+        return file, made.write(lake), counts | made.account()
 
-    def score(self, bucket: int) -> tuple[pl.DataFrame, dict[str, int]]:
+    def score(self, bucket: int, baseline: Baseline) -> tuple[pl.DataFrame, dict[str, int]]:
         """The scores of everyone in the bucket who has an event before the date."""
         as_of = midnight(self.day)
         users = self.tables.read("identities", bucket, ["user_key"])
         assert users is not None
-        kept = self.scorer.spec.features.history
-        baseline = build_baseline(self.tables.events(bucket), as_of, kept)
         known = self.tables.history(bucket, no_events(), [as_of.replace(day=1)])
         history = dataclasses.replace(known, baseline=baseline)
         rows = rows_as_of(baseline.lifetime["user_key"], as_of)

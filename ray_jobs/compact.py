@@ -23,6 +23,7 @@ from models.data.schema import (
     protected_table,
     users_table,
 )
+from ray_jobs.baselines import BASELINES
 from ray_jobs.lake import Lake
 from ray_jobs.parallel import over
 from ray_jobs.progress import say
@@ -64,7 +65,7 @@ def sorts() -> dict[str, tuple[str, ...]]:
     from ray_jobs.registry import MODELS
 
     dynamic = (users_table((), ()), protected_table(()), graph_table(()))
-    fixed = (EVENTS, EDGES, LABELS, IDENTITIES, REJECTED, MODELS, RUNS, TOMBSTONES)
+    fixed = (EVENTS, EDGES, LABELS, IDENTITIES, REJECTED, BASELINES, MODELS, RUNS, TOMBSTONES)
     return {t.name: t.sort for t in (*fixed, *dynamic, scores_table(pa.schema([])))}
 
 

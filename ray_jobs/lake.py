@@ -25,8 +25,8 @@ from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
 from models.data.buckets import overlap, within
-from models.data.clean import dedupe
-from models.data.schema import EVENTS, PARTITIONS, Table, UserError
+from models.data.clean import each_once
+from models.data.schema import PARTITIONS, Table, UserError
 from ray_jobs.runs import RUNS, Accounts
 from ray_jobs.storage import (
     DataFile,
@@ -142,21 +142,8 @@ class Lake(Accounts):
         return self.read(table, version=versions.get(table), bucket=bucket, columns=columns)
 
     def events(self, bucket: int, versions: Mapping[str, int]) -> pl.DataFrame:
-        """The events of a bucket's users, in order of user, time and id, each event once.
-
-        An event that a source's files bring in two periods counts once. Raises UserError when two
-        sources give one id to different events of a user.
-        """
-        events = self.read("events", version=versions["events"], bucket=bucket)
-        once, _ = dedupe(events, EVENTS, (*EVENTS.key, "source"))
-        shared = once.filter(pl.struct(EVENTS.key).is_duplicated())
-        if shared.height:
-            names = " and ".join(shared["source"].unique().sort())
-            raise UserError(
-                f"sources {names} give the same event_id to different events of a user; map an "
-                "event_id that names its source, or none"
-            )
-        return once.sort(EVENTS.sort)
+        """The events of a bucket's users as `each_once` gives them."""
+        return each_once(self.read("events", version=versions["events"], bucket=bucket))
 
     def write_part(
         self, table: Table, frame: pl.DataFrame, partition: Mapping[str, Any]

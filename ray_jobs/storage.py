@@ -104,8 +104,9 @@ def rows_of(file: Mapping[str, Any], types: pl.Schema) -> pl.DataFrame:
 
 
 def encode(frame: pl.DataFrame, table: Table, partition: dict[str, str]) -> bytes:
-    """The bytes of a Parquet file."""
-    schema = pa.schema([field for field in table.schema if field.name not in partition])
+    """The bytes of a Parquet file; the metadata of the table's schema stands in its footer."""
+    fields = [field for field in table.schema if field.name not in partition]
+    schema = pa.schema(fields, metadata=table.schema.metadata)
     rows = frame.select(schema.names)
     sink = pa.BufferOutputStream()
     options = {"compression": "zstd", "write_page_checksum": True}

@@ -12,7 +12,15 @@ from models.data.buckets import bucket_of
 from models.data.doubles import may_be_double
 from models.data.mapping import Mapped, evaluate
 from models.data.redact import redact
-from models.data.schema import FIRST_YEAR, IDENTITIES, REJECTED, Table, empty
+from models.data.schema import (
+    EVENTS,
+    FIRST_YEAR,
+    IDENTITIES,
+    REJECTED,
+    Table,
+    UserError,
+    empty,
+)
 from models.data.source import Source
 from models.data.values import (
     Parsed,
@@ -259,6 +267,23 @@ def dedupe(
     )
     result = pl.concat([frame.filter(~double), kept])
     return result, frame.height - result.height
+
+
+def each_once(events: pl.DataFrame) -> pl.DataFrame:
+    """Events of any number of files, in order of user, time and id, each once.
+
+    An event that a source's files bring in two periods counts once. Raises UserError when two
+    sources give one id to different events of a user.
+    """
+    once, _ = dedupe(events, EVENTS, (*EVENTS.key, "source"))
+    shared = once.filter(pl.struct(EVENTS.key).is_duplicated())
+    if shared.height:
+        names = " and ".join(shared["source"].unique().sort())
+        raise UserError(
+            f"sources {names} give the same event_id to different events of a user; map an "
+            "event_id that names its source, or none"
+        )
+    return once.sort(EVENTS.sort)
 
 
 def conform(frame: pl.DataFrame, table: Table, extra: tuple[str, ...] = ()) -> pl.DataFrame:

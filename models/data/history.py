@@ -95,17 +95,12 @@ def build_baseline(events: pl.DataFrame, date: datetime, config: HistoryConfig) 
 def extend_baseline(
     baseline: Baseline, events: pl.DataFrame, date: datetime, config: HistoryConfig
 ) -> Baseline:
-    """Move a baseline forward to `date` with the events it has not counted yet.
+    """Move a baseline forward to `date` with events of which it has counted none.
 
-    Already counted are those with `event_time` and `available_at` before `baseline.date`.
     Equal to `build_baseline` over all events.
     """
     assert date >= baseline.date
-    known = known_by(distinct(events), date)
-    new = known.filter(
-        (pl.col("event_time") >= baseline.date) | (pl.col("available_at") > baseline.date)
-    )
-    added = _cut(new, date, config)
+    added = build_baseline(events, date, config)
     oldest = date.date() - timedelta(days=LONGEST_WINDOW)
     return Baseline(
         date=date,

@@ -221,9 +221,8 @@ def test_a_baseline_moved_forward_scores_the_same(
     scorer: Scorer, history: History, rows: pl.DataFrame, scores: pl.DataFrame
 ) -> None:
     config: HistoryConfig = scorer.spec.features.history
-    moved = extend_baseline(
-        build_baseline(history.recent, MAY, config), history.recent, JUNE, config
-    )
+    since = history.recent.filter((pl.col("event_time") >= MAY) | (pl.col("available_at") > MAY))
+    moved = extend_baseline(build_baseline(history.recent, MAY, config), since, JUNE, config)
     recent = history.recent.filter(pl.col("event_time") >= JUNE)
     assert_same(scorer.score(replace(history, recent=recent, baseline=moved), rows), scores)
 
