@@ -153,7 +153,9 @@ def baseline_of(tables: Tables, bucket: int, at: datetime, history: HistoryConfi
 
 
 def publish(lake: Lake, day: date, files: Sequence[DataFile]) -> None:
-    """Make these files the baselines of a date, and drop dates older than the one before it."""
+    """Make these files, at least one, the baselines of a date; drop dates older than the one
+    before it."""
+    assert files
     _replace(lake, str(day), files)
     dates = {file["partition"]["baseline_date"] for file in lake.files(BASELINES.name)}
     for old in sorted(one for one in dates if one < str(day))[:-1]:
