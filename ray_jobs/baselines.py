@@ -137,16 +137,16 @@ def baseline_of(tables: Tables, bucket: int, at: datetime, history: HistoryConfi
     heard = sorted(name for name, file in files.items() if file.has_a_say(at))
     made = partial(Made, bucket=bucket, history=history, files=heard)
     for entry in _stored(tables.lake, bucket, at):
-        counted = _counted(entry, history)
-        if counted is None or not counted <= files.keys():
+        had = _made_from(entry, history)
+        if had is None or not had <= files.keys():
             continue
         since = midnight(date.fromisoformat(entry["partition"]["baseline_date"]))
-        start = partial(_read, tables.lake, entry, since)
-        if since == at and counted == set(heard):
-            return made(start(), "read")
-        new = _uncounted([(files[name], name in counted) for name in heard], bucket, since)
+        if since == at and had == set(heard):
+            return made(_read(tables.lake, entry, since), "read")
+        new = _uncounted([(files[name], name in had) for name in heard], bucket, since)
         if new is not None:
-            return made(extend_baseline(start(), new, at, history), "extended")
+            stored = _read(tables.lake, entry, since)
+            return made(extend_baseline(stored, new, at, history), "extended")
     events = [_rows(files[name], bucket, EVENTS.schema.names) for name in heard]
     every = each_once(pl.concat([empty(EVENTS), *events]))
     return made(build_baseline(every, at, history), "built")
@@ -217,7 +217,7 @@ def _made_by(history: HistoryConfig) -> dict[str, Any]:
     return {"format": FORMAT, "history": history.model_dump(mode="json")}
 
 
-def _counted(entry: Mapping[str, Any], history: HistoryConfig) -> set[str] | None:
+def _made_from(entry: Mapping[str, Any], history: HistoryConfig) -> set[str] | None:
     """The event files that a stored baseline was made from; None where it was made in another
     way, or written again since, as by an erasure."""
     system, path = filesystem(entry["path"])

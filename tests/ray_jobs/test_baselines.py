@@ -23,7 +23,6 @@ from models.scoring.scorer import Scorer
 from ray_jobs import jobs, registry
 from ray_jobs.backfill import backfill
 from ray_jobs.baselines import BASELINES, baseline_of, event_files, from_rows, publish, to_rows
-from ray_jobs.compact import sorts
 from ray_jobs.config import Config, load
 from ray_jobs.doubling import split
 from ray_jobs.lake import DataFile, Lake
@@ -210,7 +209,6 @@ def test_dates_older_than_the_one_before_go(months: Tables) -> None:
     assert dates(lake) == {"2024-03-01", "2024-04-01", "2024-05-01"}
     made(months, MAY)
     assert dates(lake) == {"2024-04-01", "2024-05-01"}
-    assert sorts()[BASELINES.name] == ("user_key",)
 
 
 def test_a_file_without_statistics_may_hold_any_time(months: Tables) -> None:

@@ -148,7 +148,8 @@ def test_files_without_a_bucket_are_merged_up_to_a_size() -> None:
 
 
 def test_the_order_of_every_table_is_known() -> None:
-    assert {"events", "scores", "graph", "runs", "models", "tombstones"} <= sorts().keys()
+    tables = {"events", "scores", "baselines", "graph", "runs", "models", "tombstones"}
+    assert tables <= sorts().keys()
     assert sorts()["scores"] == ("user_key",)
 
 
