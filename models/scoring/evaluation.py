@@ -38,6 +38,7 @@ from models.scoring.portfolio import (
     tier_table,
 )
 from models.scoring.scorecard import ScorecardConfig
+from models.scoring.stack import NETWORK
 
 FloatArray = NDArray[np.float64]
 RESAMPLES = 500
@@ -168,7 +169,9 @@ def _sources(scored: pl.DataFrame, task: str, model: FloatArray) -> dict[str, Fl
         return {}
     alone = scored["alone"].struct.field(task).struct.unnest()
     sources = {column.name: _floats(column) for column in alone.iter_columns()}
-    return {name: value for name, value in sources.items() if not np.array_equal(value, model)}
+    if np.array_equal(sources[NETWORK], model):
+        del sources[NETWORK]
+    return sources
 
 
 def cuts_of(

@@ -293,14 +293,14 @@ def test_an_ingest_that_an_erasure_overtakes_publishes_nothing(
     sources = marketplace(tmp_path / "raw")
     run(lake, sources)
     (tmp_path / "raw/users.csv").write_text("u,age\nu1,30\nu2,31\n")
-    check = ingest_job._account
+    check = ingest_job.account_of
 
     def and_erase(*arguments: Any) -> Any:
         erase(lake, work, ["u1"], SECRET)
         return check(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_job, "_account", and_erase)
+        patch.setattr(ingest_job, "account_of", and_erase)
         with pytest.raises(UserError, match="users were erased while this ingest ran"):
             run(lake, sources)
     assert lake.read("users").height == USERS - 1

@@ -82,6 +82,7 @@ def kill_a_rank_after(folder: Path, stop: threading.Event, killed: list[int]) ->
                 return
 
 
+@pytest.mark.faults
 def test_a_killed_rank_goes_on_from_its_last_checkpoint_to_the_bit(
     shop: Config, run: Run, undisturbed: tuple[Path, list[dict[str, Any]]]
 ) -> None:
@@ -145,6 +146,7 @@ def test_weights_and_biases_must_be_there_when_asked_for(shop: Config, run: Run)
     assert not (Path(shop.work) / "train" / "with-wandb").exists()
 
 
+@pytest.mark.faults
 def test_a_loss_that_is_not_finite_stops_the_run_at_once(shop: Config, run: Run) -> None:
     """It is not tried again, and the line names step and users."""
     loop = shop.train.loop.model_copy(update={"learning_rate": 1e30})

@@ -10,13 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
-from models.nets.losses import (
-    MOST_LOG_VARIANCE,
-    BinaryLoss,
-    LossConfig,
-    TaskUncertainty,
-    binary_loss,
-)
+from models.nets.config import BinaryLoss, LossConfig
+from models.nets.losses import MOST_LOG_VARIANCE, TaskUncertainty, binary_loss
 
 RATE = 0.1
 Y = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
