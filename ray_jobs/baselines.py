@@ -247,23 +247,22 @@ def _uncounted(
     """The events that a baseline at a date has not counted, each once; `files` with whether it was
     made from them. None where one that it has counted would be another now.
 
-    Of files that hold nothing but counted rows only keys and times are read, for the doubles of
-    new rows.
+    Of files that hold nothing but counted rows only keys are read, and more where one is a new
+    row's too.
     """
     before = (pl.col("available_at") <= since) & (pl.col("event_time") < since)
     whole = [(f, had) for f, had in files if not (had and f.is_counted(since))]
     old = [f for f, had in files if had and f.is_counted(since)]
-    none = empty(EVENTS).with_columns(counted=pl.lit(False))
     names = EVENTS.schema.names
+    none = empty(EVENTS).with_columns(counted=pl.lit(False))
     read = [_rows(f, bucket, names).with_columns(counted=before & had) for f, had in whole]
     rows = pl.concat([none, *read])
-    held = [
-        _rows(f, bucket, [*EVENTS.key, *_TIMES, "source"])
-        .join(rows, on=EVENTS.key, how="semi")
-        .with_columns(counted=pl.lit(True))
+    again = [
+        _rows(f, bucket, names).with_columns(counted=pl.lit(True))
         for f in old
+        if _rows(f, bucket, EVENTS.key).join(rows, on=EVENTS.key, how="semi").height
     ]
-    rows = pl.concat([rows, *held], how="diagonal")
+    rows = pl.concat([rows, *again])
     new = each_once(rows).filter(~pl.col("counted"))
     counted = rows.filter("counted")
     return None if new.join(counted, on=EVENTS.key, how="semi").height else new

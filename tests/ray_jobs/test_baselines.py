@@ -180,12 +180,21 @@ def test_the_month_before_serves_where_the_last_was_corrected(months: Tables) ->
 
 
 @pytest.mark.parametrize(
-    ("lag", "how"), [(-HOUR, "built"), (0 * HOUR, "built"), (HOUR, "extended"), (50 * DAY, "read")]
+    ("lag", "what", "how"),
+    [
+        (-HOUR, "refund", "built"),
+        (0 * HOUR, "ask", "built"),  # of two known at one time the first in order counts
+        (0 * HOUR, "refund", "extended"),
+        (HOUR, "ask", "extended"),
+        (50 * DAY, "ask", "read"),
+    ],
 )
-def test_a_counted_event_that_comes_again(months: Tables, lag: timedelta, how: str) -> None:
-    """It counts as it was known first; where that may be another row now, all is read anew."""
+def test_a_counted_event_that_comes_again(
+    months: Tables, lag: timedelta, what: str, how: str
+) -> None:
+    """It counts as it was known first; where that is another row now, all is read anew."""
     made(months, APRIL)
-    again = {**event(1, LOW, MARCH - DAY, lag), "event_type": "refund"}
+    again = {**event(1, LOW, MARCH - DAY, lag), "event_type": what}
     assert made(put(months.lake, "again", [again]), APRIL) == [how, "read"]
 
 
