@@ -14,7 +14,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.data.schema import UserError
-from ray_jobs import jobs, snapshot, tracking, train
+from models.scoring import artifact
+from ray_jobs import jobs, registry, snapshot, tracking, train
 from ray_jobs.config import Config, WandbConfig
 from ray_jobs.lake import Lake
 
@@ -54,6 +55,13 @@ def run(shop: Config) -> Run:
 @pytest.fixture(scope="module")
 def undisturbed(run: Run) -> tuple[Path, list[dict[str, Any]]]:
     return run("undisturbed")
+
+
+def walked(demo_run: Config) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of the demo's own training, and its epochs."""
+    path = Path(registry.champion(Lake(demo_run.lake)).path)
+    epochs = json.loads(path.with_name(f"{path.name}.epochs.json").read_text())
+    return Path(demo_run.work) / "train" / artifact.load_spec(path).trained_on["run"], epochs
 
 
 def reports(config: Config, name: str) -> int:
@@ -105,11 +113,9 @@ def test_a_killed_rank_goes_on_from_its_last_checkpoint_to_the_bit(
     assert reports(shop, "disturbed") == reports(shop, "undisturbed") > len(epochs)
 
 
-def test_only_the_best_epoch_and_the_newest_checkpoint_are_kept(
-    shop: Config, undisturbed: tuple[Path, list[dict[str, Any]]]
-) -> None:
-    folder = Path(shop.work) / "train" / "undisturbed"
-    losses = [e["select_loss"] for e in undisturbed[1]]
+def test_only_the_best_epoch_and_the_newest_checkpoint_are_kept(demo_run: Config) -> None:
+    folder, epochs = walked(demo_run)
+    losses = [e["select_loss"] for e in epochs]
     kept = [path for path in folder.glob("checkpoint_*") if path.is_dir()]
     last_is_best = losses[-1] == min(losses)
     assert len(kept) == (1 if last_is_best else 2)
@@ -117,26 +123,22 @@ def test_only_the_best_epoch_and_the_newest_checkpoint_are_kept(
     assert min(losses) in [epoch["select_loss"] for epoch in ends]
 
 
-def test_event_files_hold_every_step(
-    shop: Config, undisturbed: tuple[Path, list[dict[str, Any]]]
-) -> None:
-    events = EventAccumulator(
-        str(Path(shop.work) / "train" / "undisturbed" / tracking.EVENTS), {"scalars": 0}
-    ).Reload()
+def test_event_files_hold_every_step(demo_run: Config) -> None:
+    folder, epochs = walked(demo_run)
+    events = EventAccumulator(str(folder / tracking.EVENTS), {"scalars": 0}).Reload()
     steps = [event.step for event in events.Scalars("train/step_loss")]
     assert steps == list(range(1, len(steps) + 1))
-    epochs = undisturbed[1]
     assert len(steps) % len(epochs) == 0
     losses = [event.value for event in events.Scalars("select/loss")]
     assert losses == pytest.approx([e["select_loss"] for e in epochs])
 
 
-def test_a_name_of_another_run_is_refused(
-    shop: Config, run: Run, undisturbed: tuple[Path, list[dict[str, Any]]]
-) -> None:
-    other = shop.model_copy(update={"seed": shop.seed + 1})
-    with pytest.raises(UserError, match=r"train --name undisturbed: .* choose another name"):
-        run("undisturbed", other)
+def test_a_name_of_another_run_is_refused(demo_run: Config) -> None:
+    folder, _ = walked(demo_run)
+    other = demo_run.model_copy(update={"seed": demo_run.seed + 1})
+    tables = jobs.tables(demo_run)
+    with pytest.raises(UserError, match=rf"train --name {folder.name}: .* choose another name"):
+        train.train(other, tables.lake, snapshot.snapshot(demo_run, tables), folder.name)
 
 
 def test_weights_and_biases_must_be_there_when_asked_for(shop: Config, run: Run) -> None:
