@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from models.data.buckets import MOST, bucket_of, overlap
+from models.data.buckets import MOST, bucket_of
 from models.data.clean import ERASED
 from models.data.keys import erased_hashes, key_pairs, secret_check
 from models.data.schema import IDENTITIES, UserError
@@ -148,16 +148,14 @@ def _units(lake: Lake, users: Users) -> list[tuple[str, list[dict[str, Any]]]]:
     """The files in which the users may be: of their buckets, and all of ties, whose other ends
     lie in any bucket."""
     keys = pl.DataFrame({"k": users.keys}, schema={"k": pl.Int64})
-    theirs = keys.select(bucket_of(pl.col("k"), MOST)).to_series().unique()
+    counts = [1 << k for k in range(MOST.bit_length())]  # a file may be of any fineness
+    buckets = {b for n in counts for b in keys.select(bucket_of(pl.col("k"), n)).to_series()}
+    theirs = {None, *buckets}
     units = []
     for table in _tables_of_users(lake):
         everywhere = "dst" in lake.table(table).schema.names
         files = [
-            f
-            for f in lake.files(table)
-            if everywhere
-            or "bucket" not in f["partition"]
-            or any(overlap(f["partition"]["bucket"], bucket) for bucket in theirs)
+            f for f in lake.files(table) if everywhere or f["partition"].get("bucket") in theirs
         ]
         units += [
             (table, files[at : at + FILES_A_TASK]) for at in range(0, len(files), FILES_A_TASK)
