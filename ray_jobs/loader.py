@@ -1,7 +1,8 @@
 """A snapshot's rows as the batches of a training."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import polars as pl
 
@@ -17,33 +18,61 @@ SELECT_ROWS = 256
 SHUFFLED_ROWS = 4096  # shuffled together; a multiple of any sensible batch
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """An epoch's batches from `start` on, of which the first is in the making."""
+
+    epoch: int
+    start: int
+    batches: Iterator[Batch]
+    first: "Future[Batch | None]"
+
+
 class Loader:
-    """What one rank trains on: `frames` gives its rows of a role, in the same order every time."""
+    """What one rank trains on: `frames` gives its rows of a role, in the same order every time.
+
+    Nothing is waited for that could be made before: the next batch while one is trained on, the
+    select role's during the first epoch, an epoch's first ones at the end of that before it.
+    """
 
     def __init__(self, config: Config, snapshot: Snapshot, frames: Frames, ranks: int) -> None:
         self.config, self.snapshot, self.frames = config, snapshot, frames
         self.tokenizer: Tokenizer = load_tokenizer(config.network.text.encoder)
         rows = fit_rows(snapshot, config.train.resample)
         self.steps = -(-(rows // ranks) // config.train.loop.batch_rows)
-        self._select: list[Batch] = []
+        self._threads = ThreadPoolExecutor(2, "batches")  # one makes fit's, one select's
+        self._next: _Begun | None = None
+        self._select: Future[list[Batch]] | None = None
 
     def fit(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of the fit role from number `start` on, users in another order every epoch.
 
         A user's rows stay together: the same texts stand in several of them, and a batch encodes
-        each text once. The next batch is made while one is trained on.
+        each text once.
         """
-        batches = (self._batch(frame) for frame in self._parts(epoch, start))
-        with ThreadPoolExecutor(1, "next-batch") as thread:
-            coming = thread.submit(next, batches, None)
-            while (batch := coming.result()) is not None:
-                coming = thread.submit(next, batches, None)
-                yield batch
+        begun = self._next
+        if begun is None or (begun.epoch, begun.start) != (epoch, start):
+            begun = self._begin(epoch, start)
+        self._next, coming = None, begun.first
+        self._held_out()
+        while (batch := coming.result()) is not None:
+            coming = self._threads.submit(next, begun.batches, None)
+            yield batch
+        if epoch + 1 < self.config.train.loop.epochs:
+            self._next = self._begin(epoch + 1, 0)
 
     def select(self, epoch: int) -> list[Batch]:
         """Batches of the select role, the same at every epoch."""
-        if not self._select:
-            self._select = [self._batch(rows) for rows in self.frames("select", SELECT_ROWS)]
+        return self._held_out().result()
+
+    def _begin(self, epoch: int, start: int) -> _Begun:
+        batches = (self._batch(frame) for frame in self._parts(epoch, start))
+        return _Begun(epoch, start, batches, self._threads.submit(next, batches, None))
+
+    def _held_out(self) -> "Future[list[Batch]]":
+        if self._select is None:
+            frames = self.frames("select", SELECT_ROWS)
+            self._select = self._threads.submit(lambda: [self._batch(rows) for rows in frames])
         return self._select
 
     def _parts(self, epoch: int, start: int) -> Iterator[pl.DataFrame]:

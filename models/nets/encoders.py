@@ -10,13 +10,18 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 class TransformerEncoder(nn.Module):
     """Pre-norm self-attention over all steps. Source: Xiong et al. 2020, "On layer normalization
-    in the Transformer architecture"."""
+    in the Transformer architecture".
+
+    Dropout acts on what attention gives, not on its weights: drawing S² of them a head costs a CPU
+    as much as all the rest of a layer, and keeps PyTorch from its fused attention.
+    """
 
     def __init__(self, width: int, dropout: float, layers: int, heads: int) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(
             width, heads, 2 * width, dropout, "gelu", batch_first=True, norm_first=True
         )
+        layer.self_attn.dropout = 0.0
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
     def forward(self, steps_BSD: Tensor, known_BS: Tensor) -> Tensor:
