@@ -1,4 +1,6 @@
-"""sentence-transformers, which sorts by length itself, in bf16."""
+"""sentence-transformers, which sorts by length itself, in the precision of the last argument."""
+
+import sys
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -11,7 +13,8 @@ def load(folder: str) -> Encode:
     torch.set_num_threads(THREADS)
     words = Transformer(folder, max_seq_length=MAX_TOKENS)
     pooling = Pooling(words.get_embedding_dimension(), "mean")
-    model = SentenceTransformer(modules=[words, pooling], device="cpu").bfloat16()
+    model = SentenceTransformer(modules=[words, pooling], device="cpu")
+    model = model.to(getattr(torch, sys.argv[4]))
     return lambda texts: model.encode(texts, batch_size=BATCH, convert_to_tensor=True).float()
 
 

@@ -8,13 +8,18 @@ FOLDER holds what `tests.bench.train` prepared. The first epoch warms up, the la
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.data.batch import Batch
+from models.data.tasks import Role
 from models.nets.fit import autocast
 from models.nets.network import Network
 from ray_jobs import snapshot
@@ -24,11 +29,15 @@ from ray_jobs.rank import network_of
 
 
 def epoch(
-    network: Network, model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[Batch]
+    network: Network,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    half: Callable[[], AbstractContextManager[Any]],
+    batches: list[Batch],
 ) -> int:
     """Train on the batches; how many rows they have."""
     for batch in batches:
-        with autocast("bf16", torch.device("cpu"))():
+        with half():
             outputs = model(batch)
         objective = network.heads.objective(outputs.tasks, batch.labels_BK)
         loss = objective + 0.5 * network.loss(outputs, batch)[1]
@@ -47,16 +56,21 @@ def main(folder: Path) -> None:
     made = snapshot.load(next((folder / "snapshots").iterdir()))
     rows = made.read("fit").frame
     own = rows.slice(rank * (rows.height // ranks), rows.height // ranks)
-    loader = Loader(config, made, lambda _, size: own.iter_slices(size), ranks)
+
+    def frames(role: Role, size: int) -> Iterable[pl.DataFrame]:
+        return own.iter_slices(size) if role == "fit" else ()
+
+    loader = Loader(config, made, frames, ranks)
+    half = autocast(config.train.loop.precision, torch.device("cpu"))
     epochs = [list(loader.fit(number)) for number in range(2)]
     network = network_of(config, made).train()
     model = DistributedDataParallel(network)
     learned = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
-    epoch(network, model, optimizer, epochs[0])
+    epoch(network, model, optimizer, half, epochs[0])
     distributed.barrier()
     start = time.perf_counter()
-    count = epoch(network, model, optimizer, epochs[1])
+    count = epoch(network, model, optimizer, half, epochs[1])
     distributed.barrier()
     if rank == 0:
         print(json.dumps({"rows_per_s": ranks * count / (time.perf_counter() - start)}))

@@ -1,6 +1,6 @@
 """What every peer is asked to do with texts: mean-pooled encodings of MiniLM, on two threads.
 
-    python -m tests.bench.peers.encode_<peer> <encoder folder> <texts.json> <encodings.npy>
+    python -m tests.bench.peers.encode_<peer> <encoder folder> <texts.json> <out.npy> [<precision>]
 
 Prints one line of JSON: the seconds of encoding all texts, tokenising included, after a first
 round over a few of them.
@@ -25,7 +25,7 @@ Encode = Callable[[list[str]], Any]
 
 def main(load: Callable[[str], Encode]) -> None:
     """Load an encoder, encode, keep the encodings."""
-    folder, source, out = sys.argv[1:]
+    folder, source, out = sys.argv[1:4]
     texts = json.loads(Path(source).read_text(encoding="utf-8"))
     encode = load(folder)
     encode(texts[:FEW])
