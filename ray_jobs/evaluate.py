@@ -55,6 +55,7 @@ def evaluate(config: Config, tables: Tables) -> Evaluation:
             seed=config.seed,
             config=config.model_dump_json(indent=1),
             currency=_currency(config),
+            kept=spec.stats.kept or (),
         ),
         tasks=config.tasks,
         roles=config.roles,

@@ -32,6 +32,8 @@ from models.scoring.predict import Predictor
 from ray_jobs import registry, tracking
 from ray_jobs.checkpoint import history_of, weights_of
 from ray_jobs.config import Config
+from ray_jobs.frames import Frames
+from ray_jobs.kept import with_kept
 from ray_jobs.lake import Lake
 from ray_jobs.progress import say, watched
 from ray_jobs.rank import Rank, network_of, tower_of
@@ -59,6 +61,7 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     tracking.check(config.train.wandb)
     run, storage = name or _identity(config, snapshot), Path(config.work) / "train"
     _claim(storage / run, _identity(config, snapshot))
+    snapshot = with_kept(config, Frames(snapshot, config.train.select_rows, config.seed))
     with watched("train") as board:
         result = fit(trainer(config, snapshot, storage, run, board))
     best = result.get_best_checkpoint(SCORE, "min")

@@ -15,6 +15,7 @@ from models.nets.fit import Loop
 from ray_jobs.checkpoint import History, history_of, keep, latest
 from ray_jobs.config import Config
 from ray_jobs.frames import Frames
+from ray_jobs.kept import with_kept
 from ray_jobs.loader import SELECT_ROWS
 from ray_jobs.observed import Figures, cost, fairness_gap, groups_of, quality
 from ray_jobs.rank import Rank, network_of
@@ -62,17 +63,27 @@ def _fixed(assignment: Assignment) -> dict[str, float]:
     if "cost" not in config.tune.objectives:
         return {}
     torch.set_num_threads(assignment.threads)
-    snapshot = load(Path(assignment.snapshot))
+    snapshot = with_kept(config, _frames(assignment, 0))
     return {"cost": cost(network_of(config, snapshot), config, snapshot)}
+
+
+def _frames(assignment: Assignment, number: int) -> Frames:
+    """The rows of one training."""
+    config, (_, fold) = assignment.config, assignment.runs[number]
+    return Frames(
+        load(Path(assignment.snapshot)),
+        config.train.select_rows,
+        config.seed,
+        assignment.share,
+        assignment.folds,
+        fold,
+    )
 
 
 def _train(assignment: Assignment, number: int, fixed: dict[str, float]) -> None:
     """One training in this process, from its last checkpoint on."""
-    _, fold = assignment.runs[number]
-    config, snapshot = assignment.config, load(Path(assignment.snapshot))
-    frames = Frames(
-        snapshot, config.train.select_rows, config.seed, assignment.share, assignment.folds, fold
-    )
+    config, frames = _seeded(assignment, number), _frames(assignment, number)
+    snapshot = with_kept(config, frames)
     folder = Path(assignment.folder) / str(number)
     last = latest(folder)
     if last is not None:  # the driver may not have heard of it, or is another one
@@ -84,7 +95,7 @@ def _train(assignment: Assignment, number: int, fixed: dict[str, float]) -> None
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     Rank(device, assignment.threads, figures=_figures(assignment, frames)).train(
-        _seeded(assignment, number),
+        config,
         snapshot.model_copy(update={"rows": snapshot.rows | {"fit": frames.count()}}),
         frames,
         last,
@@ -103,7 +114,8 @@ def _figures(assignment: Assignment, frames: Frames) -> Figures:
 
 def _train_ranks(assignment: Assignment, number: int, fixed: dict[str, float]) -> None:
     """One training by several ranks of Ray Train, from its last checkpoint on."""
-    config, snapshot = _seeded(assignment, number), load(Path(assignment.snapshot))
+    config = _seeded(assignment, number)
+    snapshot = with_kept(config, _frames(assignment, number))
     callbacks = [_ToTune(number, fixed)]
     folder = Path(assignment.folder)
     result = fit(trainer(config, snapshot, folder, str(number), callbacks=callbacks))

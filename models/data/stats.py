@@ -45,13 +45,17 @@ class Target(Strict):
 
 
 class Stats(Strict):
-    """Fitted on the fit role only; converts new data exactly as it did the training data."""
+    """Fitted on the fit role only; converts new data exactly as it did the training data.
+
+    `kept`: the tabular columns that the network sees; None: all.
+    """
 
     vocabulary: Vocabulary
     tabular: dict[str, Scale]
     social: dict[str, Scale]
     amount: Scale
     targets: dict[str, Target]
+    kept: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

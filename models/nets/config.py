@@ -62,10 +62,15 @@ class BehaviourConfig(Strict):
 
 
 class TabularConfig(Strict):
-    """How numbers enter the tower, and how many cross layers it has beside its other paths."""
+    """How numbers enter the tower, and how many cross layers it has beside its other paths.
+
+    It sees the `keep` columns that trees of the fit role gain most by; all of them for None, and
+    where there are no more than that.
+    """
 
     numbers: Literal["linear", "piecewise"] = "linear"
     cross_layers: int = Field(default=0, ge=0)
+    keep: int | None = Field(default=None, ge=1)
 
 
 class FusionConfig(Strict):

@@ -64,8 +64,9 @@ class Network(nn.Module):
             features.max_events,
         )
         levels = [len(words.levels.get(c, ())) for c in words.categorical]
-        columns = len(tabular_columns(words))
-        self.tabular = TabularTower(config.tabular, columns, levels, width, dropout)
+        columns = tabular_columns(words)
+        kept = None if stats.kept is None else [columns.index(name) for name in stats.kept]
+        self.tabular = TabularTower(config.tabular, len(columns), levels, width, dropout, kept)
         # with no edges at all the modality is masked for everyone, and has no tower
         self.social = SocialTower(len(stats.social), width, dropout) if stats.social else None
         self.withhold = ModalityDropout(config.modality_dropout)

@@ -1,6 +1,6 @@
 """The tabular tower: scaled columns → one vector.
 
-Shapes: B rows, F tabular, C categorical, D width.
+Shapes: B rows, F tabular, K kept of them, C categorical, D width.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,12 @@ def mlp(inputs: int, width: int, dropout: float) -> nn.Sequential:
 
 
 class TabularTower(nn.Module):
-    """Scores of the columns, flags of what is missing, and embedded categories."""
+    """Scores of the columns, flags of what is missing, and embedded categories.
+
+    `kept`: the places of the columns that it sees; None: all.
+    """
+
+    kept: Tensor | None
 
     def __init__(
         self,
@@ -36,8 +41,12 @@ class TabularTower(nn.Module):
         levels: Sequence[int],
         width: int,
         dropout: float,
+        kept: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        places = None if kept is None else torch.tensor(kept)
+        self.register_buffer("kept", places, persistent=False)
+        columns = columns if kept is None else len(kept)
         self.levels = nn.ModuleList(nn.Embedding(n + 1, 8) for n in levels)
         self.bins = PiecewiseLinear(BINS) if config.numbers == "piecewise" else None
         inputs = (1 + (BINS if self.bins else 1)) * columns + 8 * len(levels)
@@ -53,8 +62,11 @@ class TabularTower(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, D], and [B] bool: always known."""
-        scores = batch.tabular_BF if self.bins is None else self.bins(batch.tabular_BF).flatten(1)
-        parts = [scores, batch.missing_BF]
+        values_BK, missing_BK = batch.tabular_BF, batch.missing_BF
+        if self.kept is not None:
+            values_BK, missing_BK = values_BK[:, self.kept], missing_BK[:, self.kept]
+        scores = values_BK if self.bins is None else self.bins(values_BK).flatten(1)
+        parts = [scores, missing_BK]
         parts += [e(batch.categorical_BC[:, k]) for k, e in enumerate(self.levels)]
         inputs = torch.cat(parts, 1)
         vectors_BD = self.wide(inputs) + self.deep(inputs)

@@ -56,7 +56,10 @@ class Epoch(Strict):
 
 
 class About(Strict):
-    """What was evaluated: enough to do it again. `config` is the configuration as text."""
+    """What was evaluated: enough to do it again. `config` is the configuration as text.
+
+    `kept`: the tabular columns that the network sees, where it does not see all.
+    """
 
     title: str
     made_at: str
@@ -65,6 +68,7 @@ class About(Strict):
     seed: int
     config: str
     currency: str = ""
+    kept: tuple[str, ...] = ()
 
 
 class Evaluation(Strict):

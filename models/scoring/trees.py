@@ -95,6 +95,12 @@ class Trees:
         """How many columns a row of `raw` has."""
         return int(self._booster.num_feature())
 
+    @property
+    def gains(self) -> FloatArray:
+        """(C,) each column's share of what the splits gained; zeros where nothing was split."""
+        gain_C = np.asarray(self._booster.feature_importance("gain"), dtype=np.float64)
+        return gain_C / (gain_C.sum() or 1.0)
+
     def raw(self, x_NC: Matrix) -> FloatArray:
         """(N,) logits, or expected amounts; the same bits for a row alone and in any company."""
         if not len(x_NC):  # the library refuses a matrix without rows

@@ -20,10 +20,12 @@ Maker = Callable[..., TabularTower]
     ids=lambda options: next(iter(options), "default"),
 )
 def tower_for(request: pytest.FixtureRequest) -> Maker:
-    def make(batch: Batch, levels: Sequence[int] = (3, 1)) -> TabularTower:
+    def make(
+        batch: Batch, levels: Sequence[int] = (3, 1), kept: Sequence[int] | None = None
+    ) -> TabularTower:
         torch.manual_seed(4)
-        config = TabularConfig.model_validate(request.param)
-        return TabularTower(config, batch.tabular_BF.shape[1], levels, WIDTH, dropout=0.5).eval()
+        config, columns = TabularConfig.model_validate(request.param), batch.tabular_BF.shape[1]
+        return TabularTower(config, columns, levels, WIDTH, dropout=0.5, kept=kept).eval()
 
     return make
 
@@ -51,6 +53,15 @@ def test_every_column_and_every_missing_flag_matters(
         values[:, column] -= values[:, column].sign() + 0.5  # inwards: scores are bounded
         changed = vectors(tower, replace(batch, **{field: values}))
         assert ((plain - changed).abs().amax(1) > 1e-4).all(), column
+
+
+def test_it_sees_the_columns_that_are_kept_and_no_other(tower_for: Maker, batch: Batch) -> None:
+    """As a tower of these columns alone would, whose weights are the same."""
+    kept = [3, 0, 7]
+    tower = tower_for(batch, kept=kept)
+    own = replace(batch, tabular_BF=batch.tabular_BF[:, kept], missing_BF=batch.missing_BF[:, kept])
+    assert torch.equal(vectors(tower, batch), vectors(tower_for(own), own))
+    assert tower.state_dict().keys() == tower_for(own).state_dict().keys()
 
 
 def test_categories_matter_and_an_unseen_one_has_its_own_place(
@@ -94,7 +105,9 @@ def test_every_parameter_has_a_gradient(tower_for: Maker, batch: Batch) -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("bad", [{"numbers": "bins"}, {"cross_layers": -1}, {"cross": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"numbers": "bins"}, {"cross_layers": -1}, {"cross": 1}, {"keep": 0}]
+)
 def test_an_impossible_tower_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         TabularConfig.model_validate(bad)

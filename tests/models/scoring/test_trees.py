@@ -48,6 +48,13 @@ def test_amounts_are_amounts() -> None:
     assert (found >= 0).all() and found.mean() == pytest.approx(select.mean(), rel=0.1)
 
 
+def test_gains_are_shares_of_columns(trees: Trees) -> None:
+    assert trees.gains.sum() == pytest.approx(1) and trees.gains.argmax() == 0
+    (x, y, _), (x_select, y_select, _) = world(1), world(2)
+    nothing = fit_trees("binary", [], (np.zeros_like(x), y), (x_select, y_select), seed=1)
+    assert np.array_equal(nothing.gains, np.zeros(3))
+
+
 def test_a_row_alone_has_the_bits_that_it_has_in_company(trees: Trees) -> None:
     x, _, _ = world(3)
     whole = trees.raw(x)
