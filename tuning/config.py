@@ -16,7 +16,8 @@ class TuneConfig(Strict):
     """One study. `space`: what is searched, None for a built-in range; left out, all of these.
 
     A trial is trained once a seed and, with `folds`, once a fold of the fit role's users (then
-    it is judged on that fold instead of the select role). Trials of several objectives are not
+    it is judged on that fold instead of the select role). With `space: {}` and `trials: 1` that
+    is the configuration as it is, cross-validated. Trials of several objectives are not
     stopped early.
     """
 

@@ -21,7 +21,8 @@ CONFIRMED = "confirmed"  # of a study: trial → seed → loss, None where the t
 class Confirmation:
     """Gives out one job a candidate and seed, once the search has ended.
 
-    A study of several objectives has no one winner, and nothing is confirmed.
+    A study of several objectives has no one winner, and one of a single trial no choice: nothing
+    is confirmed.
     """
 
     study: optuna.Study
@@ -69,7 +70,8 @@ class Confirmation:
 
     def _candidates(self) -> dict[int, Point]:
         """The best trials of different points, and the defaults."""
-        if not self.config.confirm or len(self.config.objectives) > 1:
+        several = len(self.config.objectives) > 1
+        if not self.config.confirm or several or len(ended(self.study)) == 1:
             return {}
         ranked = sorted(whole(self.study), key=lambda t: (t.values[0], t.number))
         points: dict[int, Point] = {}

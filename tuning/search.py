@@ -33,6 +33,7 @@ CONTINUES = "continues"  # of a trial: the first one of its point, which was int
 REASON = "reason"  # why a trial has no value …
 IMPOSSIBLE, INTERRUPTED = "impossible", "interrupted"  # … when it does not count
 RANDOM = 5  # trials before the sampler's model; 10, Optuna's default, waste half of a short search
+QUALITY: tuple[Objective, ...] = ("log_loss", "auc")
 DRAWS = 30  # impossible points in a row after which the space is at fault
 Epochs = list[dict[str, Any]]  # of a training: `Epoch.to_dict()`, and the objectives
 
@@ -181,22 +182,35 @@ class Search:
     def end(self, job: Job, failed: str | None = None) -> str:
         """Close a trial that trained to its end, or was told to stop, or `failed`; a line of it."""
         state = self.running.pop(job.number)
-        state.trial.set_user_attr(RUNS, [state.runs[k] for k in sorted(state.runs)])
+        runs = [state.runs[k] for k in sorted(state.runs)]
+        state.trial.set_user_attr(RUNS, runs)
         if failed is not None:
             self._close(state.trial, failed)
             return f"trial {job.number} failed: {failed}"
-        losses = self._losses([state.runs[k] for k in sorted(state.runs)])
+        losses = self._losses(runs)
         if state.stopped:
             self.study.tell(state.trial, state=TrialState.PRUNED)
             step = max(state.curve)
             epochs = f"{step} epoch{'s' if step > 1 else ''}"
             return f"trial {job.number} stopped after {epochs}: {self._words(losses)}"
         self.study.tell(state.trial, losses)
-        return f"trial {job.number}: {self._words(losses)}"
+        words = self._words(losses) if len(runs) == 1 else self._spread(runs)
+        return f"trial {job.number}: {words}"
 
     def _words(self, losses: Sequence[float]) -> str:
         pairs = zip(self.config.objectives, losses, strict=True)
         return ", ".join(f"{name} {figure_of(name, loss):.4f}" for name, loss in pairs)
+
+    def _spread(self, runs: Sequence[Epochs]) -> str:
+        """What several trainings came to, by the objectives and by what is judged by anyway."""
+        best = [kept(epochs) for epochs in runs]
+        words = []
+        for name in dict.fromkeys((*self.config.objectives, *QUALITY)):
+            if all(name in epoch for epoch in best):
+                figures = [float(epoch[name]) for epoch in best]
+                mean, deviation = statistics.fmean(figures), statistics.stdev(figures)
+                words.append(f"{name} {mean:.4f} ± {deviation:.4f}")
+        return f"{', '.join(words)}, mean and standard deviation of {len(runs)} trainings"
 
     def _losses(self, runs: Sequence[Epochs]) -> list[float]:
         """Means over trainings, each of the epoch that it keeps."""

@@ -149,6 +149,19 @@ def test_folds_and_seeds_are_trained_one_after_the_other(world: Any) -> None:
     assert trial.value == pytest.approx(world.loss(job, 8))
 
 
+def test_folds_of_one_point_are_told_with_their_deviation(world: Any) -> None:
+    """Without a space the point is the configuration itself, which needs no confirmation."""
+    search = world.open(trials=1, folds=2, space={})
+    job = search.next()
+    assert job.point == {}
+    for run, loss in enumerate((0.5, 0.7)):
+        last = {"log_loss": 9.0, "auc": 0.1, "best": False}
+        search.report(job, run, [{"log_loss": loss, "auc": loss / 2, "best": True}, last])
+    told = "trial 0: log_loss 0.6000 ± 0.1414, auc 0.3000 ± 0.0707, mean and standard deviation of"
+    assert search.end(job) == f"{told} 2 trainings"
+    assert search.finished and world.confirmation(search).finished
+
+
 def test_several_objectives_have_a_front_and_no_stopping(world: Any) -> None:
     search = world.open(trials=8, objectives=("auc", "cost"))
     assert all(world.train(search, job) == 9 for job in iter(search.next, None))
