@@ -21,7 +21,7 @@ from models.scoring.scorer import Scorer
 from models.scoring.trees import Columns
 from ray_jobs import registry
 from ray_jobs.config import Config
-from ray_jobs.parallel import over_actors
+from ray_jobs.parallel import over_actors, result_of
 from ray_jobs.progress import say
 from ray_jobs.report.build import write_report
 from ray_jobs.secret import read_secret
@@ -46,7 +46,7 @@ def evaluate(config: Config, tables: Tables) -> Evaluation:
     result = evaluation_of(
         test,
         predictions,
-        ray.get(baselines),
+        result_of(baselines),
         about=About(
             title=Path(config.work).name,
             made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

@@ -4,8 +4,10 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import ray
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayTaskError
 
 from models.data.schema import UserError
 
@@ -45,6 +47,14 @@ def over_actors(
     pool = ActorPoolStrategy(size=min(workers, len(units)))
     work = _work(units, title)
     return _results(work.map(Worker, compute=pool, num_cpus=1))  # type: ignore[arg-type]  # a class
+
+
+def result_of(task: "ray.ObjectRef[R]") -> R:
+    """What a task returned; a UserError that it raised, without Ray's traceback around it."""
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, UserError) else error from error
 
 
 def total(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:

@@ -20,7 +20,6 @@ from typing import Any
 import polars as pl
 import ray
 import torch
-from ray.exceptions import RayTaskError
 
 from models.data.features import features
 from models.data.history import History, known_by, view
@@ -32,7 +31,7 @@ from models.nets.pretrain_events import TowerSpec, pretrain_events, save_tower
 from models.nets.pretrain_text import KEY, pretrain_text
 from models.nets.text import load_tokenizer
 from ray_jobs.config import Config
-from ray_jobs.parallel import over
+from ray_jobs.parallel import over, result_of
 from ray_jobs.progress import say, watched
 from ray_jobs.snapshot import ROWS_TOGETHER, Snapshot, snapshot
 from ray_jobs.storage import short_digest
@@ -197,12 +196,8 @@ def _trained(part: str, train: Train, config: Config, staged: Path) -> list[floa
     """Run the training in a task, on a GPU where the cluster has one; each epoch's loss."""
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     with watched(f"pretrain {part}") as board:
-        try:
-            task = _run.options(num_gpus=gpus)
-            losses: list[float] = ray.get(task.remote(train, config, staged, board))
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, UserError) else error from error
-    return losses
+        task = _run.options(num_gpus=gpus)
+        return result_of(task.remote(train, config, staged, board))
 
 
 @ray.remote(num_cpus=1)

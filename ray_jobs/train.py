@@ -35,6 +35,7 @@ from ray_jobs.config import Config
 from ray_jobs.frames import Frames
 from ray_jobs.kept import with_kept
 from ray_jobs.lake import Lake
+from ray_jobs.parallel import result_of
 from ray_jobs.progress import say, watched
 from ray_jobs.rank import Rank, network_of, tower_of
 from ray_jobs.reporter import SCORE, Reporter
@@ -55,6 +56,7 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     A run that was cut off goes on after its last checkpoint. It is known by its `name`; by
     default, by all that determines it. Raises UserError.
     """
+    _check_outcomes(config, snapshot)
     unknown = unknown_tokens(config, snapshot)  # a wrong encoder is refused before ranks start
     if config.network.behaviour.pretrained is not None:
         check_tower(config.network.behaviour.pretrained, tower_of(config, snapshot))
@@ -68,11 +70,21 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     assert best is not None and result.checkpoint is not None
     with best.as_directory() as weights, result.checkpoint.as_directory() as last:
         history = history_of(Path(last))
-        path = Path(ray.get(_finish.remote(config, snapshot, weights, run, unknown)))
+        path = Path(result_of(_finish.remote(config, snapshot, weights, run, unknown)))
     (Path(config.work) / "artifacts" / f"{path.name}.epochs.json").write_text(json.dumps(history))
     registry.register(lake, path, snapshot.versions, {"epochs": history})
     say(f"train: candidate {path.name}, the best of {len(history)} epochs")
     return path
+
+
+def _check_outcomes(config: Config, snapshot: Snapshot) -> None:
+    """Refuse before the training what its calibration would refuse. Raises UserError."""
+    labels = snapshot.read("calibrate", [f"y_{name}" for name in config.tasks]).frame
+    for name, task in config.tasks.items():
+        distinct = labels[f"y_{name}"].drop_nulls().n_unique()
+        if distinct == 0 or (distinct == 1 and task.kind == "binary"):
+            what = "only one class" if distinct else "no label"
+            raise UserError(f"tasks.{name}: {what} in the calibrate role; see split.calibrate")
 
 
 def _identity(config: Config, snapshot: Snapshot) -> str:

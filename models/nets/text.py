@@ -96,8 +96,11 @@ def _from_hub(kind: Any, name: str, key: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(encoder_path(name), **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(f"{key} {name!r}: cannot be loaded: {line}") from error
+        line = str(error).splitlines()[0].rstrip(": ")
+        raise UserError(
+            f"{key} {name!r}: cannot be loaded ({line}); expected {MINILM!r}, a folder with an "
+            "encoder and its tokenizer, or a name on the Hugging Face hub"
+        ) from error
 
 
 def freeze(encoder: "PreTrainedModel", trainable_layers: int | None) -> None:

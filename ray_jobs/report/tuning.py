@@ -28,7 +28,8 @@ def _plots(study: Study) -> dict[str, Markup]:
     if any(trial.figures for trial in study.trials):
         drawn["history"] = plots.history_plot(study, "history")
         drawn["curves"] = plots.curves_plot(study, "curves")
-        drawn["coordinates"] = plots.coordinates_plot(study, "coordinates")
+        if study.parameters:  # none: a configuration as it is, cross-validated
+            drawn["coordinates"] = plots.coordinates_plot(study, "coordinates")
     if study.importances:
         drawn["importances"] = plots.importance_plot(study, "importances")
     if study.candidates:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -139,6 +140,22 @@ def test_a_name_of_another_run_is_refused(demo_run: Config) -> None:
     tables = jobs.tables(demo_run)
     with pytest.raises(UserError, match=rf"train --name {folder.name}: .* choose another name"):
         train.train(other, tables.lake, snapshot.snapshot(demo_run, tables), folder.name)
+
+
+@pytest.mark.parametrize(("label", "what"), [(0.0, "only one class"), (None, "no label")])
+def test_what_cannot_be_calibrated_is_refused_before_it_is_trained(
+    demo_run: Config, tmp_path: Path, label: float | None, what: str
+) -> None:
+    tables = jobs.tables(demo_run)
+    folder = shutil.copytree(snapshot.snapshot(demo_run, tables).folder, tmp_path / "snapshot")
+    made = snapshot.load(Path(folder))
+    for file in made.files("calibrate"):
+        labels = pl.lit(label, dtype=pl.Float64).alias("y_fraud")
+        pl.read_parquet(file).with_columns(labels).write_parquet(file)
+    line = rf"^tasks\.fraud: {what} in the calibrate role; see split\.calibrate$"
+    with pytest.raises(UserError, match=line):
+        train.train(demo_run, tables.lake, made, "uncalibrated")
+    assert not (Path(demo_run.work) / "train" / "uncalibrated").exists()
 
 
 def test_weights_and_biases_must_be_there_when_asked_for(shop: Config, run: Run) -> None:

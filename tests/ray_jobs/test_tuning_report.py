@@ -95,6 +95,14 @@ def test_a_study_of_hardly_anything(trials: tuple[TrialRow, ...]) -> None:
     assert "No trial has trained to its end yet." in page and "nan" not in page
 
 
+def test_a_configuration_as_it_is_has_no_parameters_to_draw() -> None:
+    one = study().trials[0].model_copy(update={"point": {}})
+    page = render_tuning_report(
+        study(trials=(one,), parameters=(), defaults={}, importances={}, winner=0, candidates=())
+    )
+    assert Outline(page).drawings == ["Figures", "Learning"]
+
+
 def test_written_in_one_step(tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = write_tuning_report(study(), tmp_path / "a" / "tuning_report.html")
     assert path.read_text(encoding="utf-8") == render_tuning_report(study())

@@ -60,7 +60,7 @@ def test_an_unknown_encoder_is_named_in_one_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as refused:
         load(name)
-    assert str(refused.value).startswith(f"network.text.encoder {name!r}: cannot be loaded: ")
+    assert str(refused.value).startswith(f"network.text.encoder {name!r}: cannot be loaded (")
     assert "\n" not in str(refused.value)
 
 
