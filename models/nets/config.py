@@ -47,7 +47,7 @@ class BehaviourConfig(Strict):
     `pretrained` is a folder to start from.
     """
 
-    encoder: Literal["transformer", "cnn", "gru", "lstm"] = "transformer"
+    encoder: Literal["transformer", "cnn", "gru", "lstm"] = "cnn"
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)
     amounts: Amounts = "linear"
