@@ -61,7 +61,7 @@ def evaluate(config: Config, tables: Tables) -> Evaluation:
         roles=config.roles,
         scorecard=spec.scorecard,
         policy=spec.policy,
-        oracle=_oracle(config),
+        oracle=oracle_of(config),
         withheld=WITHHELD if config.oracle else (),
         training=model.details["epochs"],
         accounts={**accounts(tables), "snapshot": snapshot.account},
@@ -91,7 +91,7 @@ def accounts(tables: Tables) -> dict[str, dict[str, int]]:
 WITHHELD = ("without_text", "without_order", "without_social", "without_tabular")
 
 
-def _oracle(config: Config) -> pl.DataFrame | None:
+def oracle_of(config: Config) -> pl.DataFrame | None:
     """The simulator's true probabilities with user keys; None for real data."""
     if config.oracle is None:
         return None

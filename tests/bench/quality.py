@@ -1,103 +1,180 @@
-"""`make bench-quality`: how good the model is, on real data, several seeds, beside its parts.
+"""`make bench-quality`: how good the model is, beside its parts, its peers and its goals.
 
-Every run is a process of its own: raw files → lake → snapshot → network and expert → evaluation.
-The test role is read by `evaluate` only. Prints a table, then one line of JSON.
+Every run is a process of its own: raw files → lake → snapshot → network and experts → evaluation.
+The test role is read by `evaluate`, and by what compares with it. Models are trained with
+several seeds, peers once. Prints tables, then one line of JSON.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from models.scoring.comparison import AmountContender, AmountTask, BinaryContender, BinaryTask
-from models.scoring.evaluation import Evaluation
-from ray_jobs.config import BUILT_IN
+from models.scoring import artifact
+from models.scoring.comparison import AmountContender, BinaryContender
+from models.scoring.curves import Value
+from models.scoring.scorer import Scorer
+from ray_jobs import jobs, registry
+from ray_jobs import snapshot as snapshots
+from ray_jobs.config import Config, load
 from ray_jobs.secret import make_secret
-from tests.bench.quality_data import DATA, SHARED
+from ray_jobs.snapshot import Snapshot
+from tests.bench.parts import withheld
+from tests.bench.parts.contenders import estimates, evaluation_of, scored_rows, with_contender
+from tests.bench.parts.goals import (
+    SIMULATED,
+    TAIWAN,
+    TUNED,
+    Check,
+    Task,
+    checks_of,
+    over_folds,
+    withheld_checks,
+)
+from tests.bench.parts.tuned_trees import tuned_trees
+from tests.bench.quality_data import DATA
 
-RETAIL = "online_retail"
-# What others reached, or what issue and README promise; of the last of these figures.
-GOALS = {
-    "clothing": {"pr_auc": 0.992, "f1": 0.957},
-    "clothing_rating": {"pr_auc": 0.995, "f1": 0.968},
-    "chinese": {"auc": 0.965},
-}
 Figures = dict[str, dict[str, float]]  # contender → figure → value
+Predictions = Mapping[str, NDArray[np.float64]]  # task → of the test role, in its order
+
+
+@dataclass
+class Runs:
+    """A data set's runs, one a seed: what came of each task, and of withholding modalities."""
+
+    tasks: list[Mapping[str, Task]] = field(default_factory=list)
+    withheld: list[dict[str, dict[str, Value]]] = field(default_factory=list)
 
 
 def main() -> None:
     """Measure what the arguments ask for."""
     parser = argparse.ArgumentParser(prog="make bench-quality", description=__doc__)
-    parser.add_argument("--data", nargs="*", default=[RETAIL, *DATA], choices=[RETAIL, *DATA])
+    parser.add_argument("--data", nargs="*", default=list(DATA), choices=list(DATA))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=0, help="of each data set; 0: all")
+    parser.add_argument("--rows", type=int, default=0, help="of each file of data; 0: all")
+    parser.add_argument("--users", type=int, default=50_000, help="of the simulated marketplace")
+    parser.add_argument("--trials", type=int, default=50, help="of the tuned LightGBM")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    result: dict[str, Any] = {"seeds": args.seeds, "rows": args.rows}
+    result: dict[str, Any] = {name: getattr(args, name) for name in ("seeds", "rows", "users")}
+    measured: dict[str, Runs] = {}
     for name in args.data:
+        size = args.users if name == SIMULATED else args.rows
         with tempfile.TemporaryDirectory() as folder:
-            runs = runs_of(name, Path(folder), args.rows, range(args.seeds), args.set)
-        for task in runs[0].tasks:
-            several = [figures_of(run, task) for run in runs]
-            result[f"{name} {task}"] = {
-                "mean": mean_of(several),
-                "seeds": several,
-                "differences": [differences_of(run, task) for run in runs],
-            }
+            bench = Bench(name, Path(folder), args.set, args.trials)
+            measured[name] = bench.runs(size, range(1, args.seeds + 1))
+        result |= summary(name, measured[name])
+    folds = [runs for name, runs in measured.items() if name.startswith(TAIWAN)]
+    if len(folds) > 1:
+        several = [[run["default"] for run in runs.tasks] for runs in folds]
+        result[TAIWAN] = {"checks": over_folds(several)}
     show(result)
-    print(json.dumps(result))
+    print(json.dumps(result, default=_plain))
 
 
-def runs_of(
-    name: str, folder: Path, rows: int, seeds: Sequence[int], overrides: Sequence[str]
-) -> list[Evaluation]:
-    """An evaluation a seed; the lake and the snapshot are the same for all."""
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(tree_of(name, folder, rows)), encoding="utf-8")
-    make_secret(str(folder / "secret"))
-    _call("ingest", config, overrides)
-    runs = []
-    for seed in seeds:
-        own = [*overrides, f"seed={seed + 1}"]
-        _call("train", config, own)
-        _call("evaluate", config, own)
-        text = (folder / "work" / "evaluation.json").read_text(encoding="utf-8")
-        runs.append(Evaluation.model_validate_json(text))
-        say(f"{name}, seed {seed + 1}: {figures_of(runs[-1], next(iter(runs[-1].tasks)))['model']}")
-    return runs
+class Bench:
+    """A data set in a folder of its own."""
+
+    def __init__(self, name: str, folder: Path, overrides: Sequence[str], trials: int) -> None:
+        self.name, self.folder, self.overrides, self.trials = name, folder, overrides, trials
+        self.path = folder / "config.yaml"
+
+    def runs(self, size: int, seeds: Sequence[int]) -> Runs:
+        """A run a seed; the lake, the snapshot and the peers are the same for all."""
+        tree = DATA[self.name](self.folder, size)
+        self.path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+        make_secret(tree["secret_file"])
+        for verb in (*(["simulate"] if "simulate" in tree else []), "ingest"):
+            self._call(verb)
+        runs, peers = Runs(), dict[str, Predictions]()
+        for seed in seeds:
+            self._call("train", f"seed={seed}")
+            self._call("evaluate", f"seed={seed}")
+            config = load(str(self.path), [*self.overrides, f"seed={seed}"])
+            scorer, made = latest(config)
+            if not peers:
+                peers = self._peers(config, made)
+            runs.tasks.append(_with_peers(config, made, peers))
+            if config.oracle is not None:
+                scored = scored_rows(config, made)
+                runs.withheld.append(withheld.losses(config, made, scorer, scored))
+            first = next(iter(config.tasks))
+            say(f"{self.name}, seed {seed}: {figures_of(runs.tasks[-1][first])['model']}")
+        return runs
+
+    def _peers(self, config: Config, made: Snapshot) -> dict[str, Predictions]:
+        """The predictions of those who are no part of an evaluation, by their names."""
+        if self.name.startswith(TAIWAN):
+            return {TUNED: tuned_trees(made, config.tasks, self.trials)}
+        return {}
+
+    def _call(self, verb: str, *overrides: str) -> None:
+        sets = [part for one in (*self.overrides, *overrides) for part in ("--set", one)]
+        command = [sys.executable, "-m", "ray_jobs", verb, "-c", str(self.path), *sets]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{verb} failed:\n{(done.stdout + done.stderr)[-3000:]}")
 
 
-def tree_of(name: str, folder: Path, rows: int) -> dict[str, Any]:
-    """The configuration of a data set, whose raw files are written."""
-    if name in DATA:
-        return DATA[name].write(folder, rows)
-    tree: dict[str, Any] = yaml.safe_load((BUILT_IN / f"{RETAIL}.yaml").read_text(encoding="utf-8"))
-    tree["sources"]["lines"]["path"] = str(SHARED / RETAIL / "onlineretail.parquet")
-    own = {"lake": "lake", "work": "work", "secret_file": "secret"}
-    tree |= {key: str(folder / value) for key, value in own.items()}
-    return tree | {"stack": {"experts": ["lightgbm"]}}
+def latest(config: Config) -> tuple[Scorer, Snapshot]:
+    """The model that was trained last, and what it was trained on."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    path = Path(registry.latest(jobs.tables(config).lake).path)
+    trained_on = artifact.load_spec(path).trained_on["snapshot"]
+    return Scorer.load(path), snapshots.load(Path(config.work) / "snapshots" / trained_on)
 
 
-def _call(verb: str, config: Path, overrides: Sequence[str]) -> None:
-    sets = [part for one in overrides for part in ("--set", one)]
-    command = [sys.executable, "-m", "ray_jobs", verb, "-c", str(config), *sets]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{verb} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+def _with_peers(
+    config: Config, made: Snapshot, peers: Mapping[str, Predictions]
+) -> dict[str, Task]:
+    """The tasks of the last evaluation, the peers among the contenders."""
+    tasks: dict[str, Task] = dict(evaluation_of(config).tasks)
+    test, scored = made.read("test").frame, scored_rows(config, made)
+    for peer, predictions in peers.items():
+        for name, values in predictions.items():
+            model = estimates(scored, name, config.tasks[name].kind)
+            y = test[f"y_{name}"].cast(float).to_numpy()
+            tasks[name] = with_contender(tasks[name], peer, y, model, values, config.seed)
+    return tasks
 
 
-def figures_of(run: Evaluation, task: str) -> Figures:
+def summary(name: str, runs: Runs) -> dict[str, Any]:
+    """A data set's tasks: figures, differences and checks, to be shown and printed."""
+    found: dict[str, Any] = {}
+    for task in runs.tasks[0]:
+        own = [run[task] for run in runs.tasks]
+        several = [figures_of(one) for one in own]
+        found[f"{name} {task}"] = {
+            "mean": mean_of(several),
+            "seeds": several,
+            "differences": [differences_of(one) for one in own],
+            "checks": checks_of(name, own),
+        }
+    if runs.withheld:
+        found[f"{name} withheld"] = {
+            "seeds": runs.withheld,
+            "checks": withheld_checks(runs.withheld),
+        }
+    return found
+
+
+def figures_of(task: Task) -> Figures:
     """Each contender's figures on a task."""
-    return {one.name: _figures(one) for one in run.tasks[task].contenders}
+    return {one.name: _figures(one) for one in task.contenders}
 
 
 def _figures(one: BinaryContender | AmountContender) -> dict[str, float]:
@@ -108,12 +185,11 @@ def _figures(one: BinaryContender | AmountContender) -> dict[str, float]:
     return {name: round(value, 5) for name, value in values.items() if value is not None}
 
 
-def differences_of(run: Evaluation, task: str) -> list[list[Any]]:
-    """[of, against, metric, value, low, high] of a task, paired bootstrap."""
-    found: BinaryTask | AmountTask = run.tasks[task]
+def differences_of(task: Task) -> list[list[Any]]:
+    """[of, against, metric, value, low, high], paired bootstrap."""
     return [
         [d.of, d.against, d.metric, d.difference.value, d.difference.low, d.difference.high]
-        for d in found.differences
+        for d in task.differences
     ]
 
 
@@ -130,19 +206,40 @@ def mean_of(several: Sequence[Figures]) -> Figures:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The means over seeds as a table."""
-    table = Table("data, task", "", "AUC", "PR-AUC", "F1", "log-loss", "Spearman", "RMSE", "goal")
+    """The means over seeds, and beside their goals what came of them, as tables."""
     columns = ("auc", "pr_auc", "f1", "log_loss", "spearman", "rmse")
+    means = Table("data, task", "", "AUC", "PR-AUC", "F1", "log-loss", "Spearman", "RMSE")
+    goals = Table("data, task", "figure", "value", "95 %", "goal", "met")
+    met = {None: "", True: "yes", False: "no"}
     for name, entry in result.items():
         if not isinstance(entry, dict):
             continue
-        goals = GOALS.get(name.split()[0], {})
-        goal = ", ".join(f"{figure} ≥ {value}" for figure, value in goals.items())
-        for contender, figures in entry["mean"].items():
+        for contender, figures in entry.get("mean", {}).items():
             values = [f"{figures[c]:.4f}" if c in figures else "" for c in columns]
-            table.add_row(name, contender, *values, goal if contender == "model" else "")
-        table.add_section()
-    Console(width=120).print(table)
+            means.add_row(name, contender, *values)
+        for one in entry["checks"]:
+            numbers = _shown(one.value.value), _interval(one)
+            goals.add_row(name, one.figure, *numbers, one.goal or "shown", met[one.met])
+        means.add_section()
+        goals.add_section()
+    console = Console(width=140)
+    console.print(means)
+    console.print(goals)
+
+
+def _interval(one: Check) -> str:
+    if one.value.low is None or one.value.high is None:
+        return ""
+    return f"{_shown(one.value.low)} … {_shown(one.value.high)}"
+
+
+def _shown(number: float | None) -> str:
+    return "unknown" if number is None else f"{number:.4f}"
+
+
+def _plain(value: Any) -> Any:
+    """A check or an estimate as JSON has it."""
+    return value.model_dump() if isinstance(value, Value) else asdict(value)
 
 
 def say(line: str) -> None:

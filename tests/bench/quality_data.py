@@ -1,20 +1,22 @@
 """The data sets of `make bench-quality` as raw files and a configuration, one after another.
 
+The simulated marketplace and Online Retail have the built-in configurations, with a stack.
 Data without time stands at one date: a row of the data is a user with one event (the review) or
 six (the months of a statement) before it, and a labels file a role.
 """
 
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import yaml
 
 from models.data.tasks import ROLES
 from models.scoring.scorecard import ScorecardConfig, score
+from ray_jobs.config import BUILT_IN
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 AS_OF, BEFORE = "2024-02-01", "2024-01-15"
@@ -23,15 +25,39 @@ EVEN = float(score(np.array([0.5]), ScorecardConfig())[0])
 Tree = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """`write`: raw files into a folder → the configuration; `task`: whose figures count."""
-
-    task: str
-    write: Callable[[Path, int], Tree]
+Write = Callable[[Path, int], Tree]  # raw files of about so many rows into a folder
 
 
-def clothing(rating: bool) -> Callable[[Path, int], Tree]:
+def simulated(folder: Path, users: int) -> Tree:
+    """The demo's marketplace, written by `simulate`; one date to fit, so that many users fit in."""
+    tree = _built_in("demo", {"demo-run": str(folder / "work")})
+    tree["simulate"]["users"] = users
+    tree["split"]["fit"]["first"] = tree["split"]["fit"]["last"]
+    return tree
+
+
+def online_retail(folder: Path, rows: int) -> Tree:
+    """Online Retail, or customers of so many lines."""
+    lines = pl.read_parquet(SHARED / "online_retail" / "onlineretail.parquet")
+    if rows:
+        customer = pl.col("CustomerID")
+        own = lines.drop_nulls(customer).sort(customer.hash(1), customer, maintain_order=True)
+        lines = lines.filter(customer.is_in(own.head(rows)["CustomerID"].implode()))
+    lines.write_parquet(folder / "lines.parquet")
+    tree = _built_in("online_retail", {"online-retail": str(folder / "work")})
+    tree["sources"]["lines"]["path"] = str(folder / "lines.parquet")
+    return tree
+
+
+def _built_in(name: str, folders: dict[str, str]) -> Tree:
+    text = (BUILT_IN / f"{name}.yaml").read_text(encoding="utf-8")
+    for old, new in folders.items():
+        text = text.replace(old, new)
+    tree: Tree = yaml.safe_load(text)
+    return tree | {"stack": {"experts": ["lightgbm"]}}
+
+
+def clothing(rating: bool) -> Write:
     """Women's Clothing with its published split; select is the published validation set."""
 
     def write(folder: Path, rows: int) -> Tree:
@@ -83,10 +109,11 @@ def chinese(folder: Path, rows: int) -> Tree:
     )
     tree = _tree(folder, _fewer(frame, rows), "positive", [], [])
     tree["features"]["max_tokens"] = 96
+    tree["stack"]["experts"] = ["lightgbm", "tfidf"]
     return tree
 
 
-def taiwan(fold: int) -> Callable[[Path, int], Tree]:
+def taiwan(fold: int) -> Write:
     """UCI credit cards, one fold of five as test; the six months of a card are its events."""
 
     def write(folder: Path, rows: int) -> Tree:
@@ -191,9 +218,11 @@ def _tree(
     }
 
 
-DATA = {
-    "clothing": DataSet("recommended", clothing(rating=False)),
-    "clothing_rating": DataSet("recommended", clothing(rating=True)),
-    "chinese": DataSet("positive", chinese),
-    **{f"taiwan_{fold}": DataSet("default", taiwan(fold)) for fold in range(5)},
+DATA: dict[str, Write] = {
+    "simulated": simulated,
+    "online_retail": online_retail,
+    "clothing": clothing(rating=False),
+    "clothing_rating": clothing(rating=True),
+    "chinese": chinese,
+    **{f"taiwan_{fold}": taiwan(fold) for fold in range(5)},
 }

@@ -19,6 +19,7 @@ the same rows and resamples.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -28,8 +29,14 @@ from scipy.special import expit, logit
 from models.data.features import Features
 from models.data.stats import Scale
 from models.data.vocabulary import UNKNOWN, Vocabulary
-from models.scoring.bootstrap import Interval, bootstrap, interval, once
+from models.scoring.bootstrap import bootstrap, interval, once
+from models.scoring.curves import Value
+from models.scoring.evaluation import RESAMPLES
 from models.scoring.scorer import Scorer
+from ray_jobs.config import Config
+from ray_jobs.evaluate import oracle_of
+from ray_jobs.market.world import MODALITIES
+from ray_jobs.snapshot import Snapshot
 
 FloatArray = NDArray[np.float64]
 WALLET = ("topup", "cash_out")
@@ -39,20 +46,52 @@ FIRST_CATEGORY = UNKNOWN + 1
 TOLD = ("events_type", "events_category", "events_amount")  # what happened, not when
 
 
-def probabilities_without(modality: str, scorer: Scorer, known: Features, task: str) -> FloatArray:
-    """(N,) the model's probabilities of a binary task with a modality withheld."""
+def losses(
+    config: Config, made: Snapshot, scorer: Scorer, scored: pl.DataFrame
+) -> dict[str, dict[str, Value]]:
+    """Modality → AUC of the PD that `model` and `oracle` lose, and the model's `share` of it.
+
+    `scored`: the model's predictions of the test role, in the order of the snapshot.
+    """
+    known, task = made.read("test"), config.roles.pd
+    oracle = oracle_of(config)
+    assert oracle is not None, "a simulated marketplace has an oracle"
+    key = ["user_key", "as_of"]
+    own = oracle.filter(pl.col("task") == task)
+    truth = known.frame.select(*key, y=f"y_{task}").join(
+        own, on=key, how="left", maintain_order="left"
+    )
+    told = (truth["y"].is_not_null() & truth["probability"].is_not_null()).to_numpy()
+    whole = scored[task].struct.field("probability").to_numpy()
+    best, y = _floats(truth["probability"]), _floats(truth["y"])
+    found = {}
+    for modality in MODALITIES:
+        less = probabilities_without(modality, scorer, known, task, whole)
+        worst = _floats(truth[f"without_{modality}"])
+        pairs = (whole[told], less[told]), (best[told], worst[told])
+        found[modality] = share(y[told], *pairs, seed=config.seed, resamples=RESAMPLES)
+    return found
+
+
+def probabilities_without(
+    modality: str, scorer: Scorer, known: Features, task: str, whole: FloatArray
+) -> FloatArray:
+    """(N,) the model's probabilities of a binary task with a modality withheld.
+
+    `whole`: those with all of them.
+    """
     stats = scorer.spec.stats
-    if modality == "text":
-        told = [without_text(known)]
-    elif modality == "social":
-        told = [without_social(known)]
-    elif modality == "order":
-        told = [known, mirrored(known, stats.vocabulary)]
+    if modality == "tabular":
+        less = without_tabular(known, stats.vocabulary, stats.tabular)
     else:
-        assert modality == "tabular", modality
-        told = [without_tabular(known, stats.vocabulary, stats.tabular)]
-    scored = [scorer.score_features(one)[task].struct.field("probability") for one in told]
-    return np.asarray(expit(np.mean([logit(p.to_numpy()) for p in scored], axis=0)))
+        less = {
+            "text": without_text, "social": without_social,
+            "order": partial(mirrored, vocabulary=stats.vocabulary),
+        }[modality](known)  # fmt: skip
+    scored = scorer.score_features(less)[task].struct.field("probability").to_numpy()
+    if modality != "order":
+        return scored
+    return np.asarray(expit((logit(whole) + logit(scored)) / 2))
 
 
 def without_text(known: Features) -> Features:
@@ -114,7 +153,7 @@ def share(
     *,
     seed: int,
     resamples: int,
-) -> dict[str, Interval]:
+) -> dict[str, Value]:
     """`model`, `oracle`: AUC lost from the first to the second probabilities; `share` of both."""
     scores = (*model, *oracle)
     auc = np.array([once("auc", y, score) for score in scores])
@@ -123,7 +162,12 @@ def share(
     ours_R, best_R = draws[0] - draws[1], draws[2] - draws[3]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = interval(float(np.divide(ours, best)), np.divide(ours_R, best_R))
-    return {"model": interval(ours, ours_R), "oracle": interval(best, best_R), "share": ratio}
+    found = {"model": interval(ours, ours_R), "oracle": interval(best, best_R), "share": ratio}
+    return {name: Value.of(one) for name, one in found.items()}
+
+
+def _floats(column: pl.Series) -> FloatArray:
+    return np.asarray(column.cast(pl.Float64).to_numpy(), dtype=np.float64)
 
 
 def _codes(vocabulary: Vocabulary, types: tuple[str, ...]) -> list[int]:
