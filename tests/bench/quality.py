@@ -46,7 +46,7 @@ from tests.bench.parts.goals import (
     withheld_checks,
 )
 from tests.bench.parts.tuned_trees import tuned_trees
-from tests.bench.quality_data import DATA
+from tests.bench.quality_data import DATA, TO_PRETRAIN
 
 Figures = dict[str, dict[str, float]]  # contender → figure → value
 Predictions = Mapping[str, NDArray[np.float64]]  # task → of the test role, in its order
@@ -58,6 +58,7 @@ class Runs:
 
     tasks: list[Mapping[str, Task]] = field(default_factory=list)
     withheld: list[dict[str, dict[str, Value]]] = field(default_factory=list)
+    unknown: float = 0.0  # share of the fit role's tokens that the encoder does not know
 
 
 def main() -> None:
@@ -100,6 +101,8 @@ class Bench:
         make_secret(tree["secret_file"])
         for verb in (*(["simulate"] if "simulate" in tree else []), "ingest"):
             self._call(verb)
+        if "pretrain" in tree:
+            self.overrides = (f"network.text.encoder={self._pretrained()}", *self.overrides)
         runs, peers = Runs(), dict[str, Predictions]()
         for seed in seeds:
             self._call("train", f"seed={seed}")
@@ -108,6 +111,7 @@ class Bench:
             scorer, made = latest(config)
             if not peers:
                 peers = self._peers(config, made)
+            runs.unknown = float(scorer.spec.trained_on["unknown_tokens"])
             runs.tasks.append(_with_peers(config, made, peers))
             if config.oracle is not None:
                 scored = scored_rows(config, made)
@@ -115,6 +119,15 @@ class Bench:
             first = next(iter(config.tasks))
             say(f"{self.name}, seed {seed}: {figures_of(runs.tasks[-1][first])['model']}")
         return runs
+
+    def _pretrained(self) -> Path:
+        """An encoder of the texts to learn from, which are in a lake of their own."""
+        apart = self.folder / "pretrain"
+        own = f"lake={apart / 'lake'}", f"work={apart / 'work'}"
+        for verb in ("ingest", "pretrain"):
+            self._call(verb, *own, f"sources.events.path={self.folder / TO_PRETRAIN}")
+        (made,) = (apart / "work" / "pretrained").glob("text-*")
+        return made
 
     def _peers(self, config: Config, made: Snapshot) -> dict[str, Predictions]:
         """The predictions of those who are no part of an evaluation, by their names."""
@@ -164,6 +177,7 @@ def summary(name: str, runs: Runs) -> dict[str, Any]:
             "differences": [differences_of(one) for one in own],
             "checks": checks_of(name, own),
         }
+    found[f"{name} texts"] = {"checks": [Check("unknown tokens", Value(value=runs.unknown))]}
     if runs.withheld:
         found[f"{name} withheld"] = {
             "seeds": runs.withheld,

@@ -19,6 +19,7 @@ from models.scoring.scorecard import ScorecardConfig, score
 from ray_jobs.config import BUILT_IN
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+TO_PRETRAIN = "pretrain.parquet"
 AS_OF, BEFORE = "2024-02-01", "2024-01-15"
 # F1 is that of the policy's first threshold: here whether the outcome is more likely than not.
 EVEN = float(score(np.array([0.5]), ScorecardConfig())[0])
@@ -94,7 +95,11 @@ def clothing(rating: bool) -> Write:
 
 
 def chinese(folder: Path, rows: int) -> Tree:
-    """Chinese reviews: 2,000 to learn from, of which a fifth selects and calibrates; 1,000 test."""
+    """Chinese reviews: 2,000 to learn from, of which a fifth selects and calibrates; 1,000 test.
+
+    The English encoder knows few of the characters, so there is a `pretrain` section, and a file
+    of the texts to learn from: those of the test role are not among them.
+    """
     archive = SHARED / "online_shopping_10_cats" / "online_shopping_10_cats.zip"
     with zipfile.ZipFile(archive) as files:
         content = files.read(next(n for n in files.namelist() if n.endswith(".csv")))
@@ -107,7 +112,18 @@ def chinese(folder: Path, rows: int) -> Tree:
         category=pl.col("cat"),
         label=pl.col("label"),
     )
-    tree = _tree(folder, _fewer(frame, rows), "positive", [], [])
+    frame = _fewer(frame, rows)
+    tree = _tree(folder, frame, "positive", [], [])
+    seen = frame.filter(pl.col("role") != "test").select("user", "category", "text")
+    seen.write_parquet(folder / TO_PRETRAIN)
+    tree["pretrain"] = {
+        "text": {
+            "new": {"vocabulary": 4000, "layers": 2, "width": 192},
+            "epochs": 30,
+            "learning_rate": 0.001,
+        },
+        "behaviour": None,
+    }
     tree["features"]["max_tokens"] = 96
     tree["stack"]["experts"] = ["lightgbm", "tfidf"]
     return tree
