@@ -34,8 +34,12 @@ from ray_jobs.config import Config, load
 from ray_jobs.secret import make_secret
 from ray_jobs.snapshot import Snapshot
 from tests.bench.parts import withheld
+from tests.bench.parts.coles import coles
 from tests.bench.parts.contenders import estimates, evaluation_of, scored_rows, with_contender
 from tests.bench.parts.goals import (
+    COLES,
+    COLES_AND_FEATURES,
+    RETAIL,
     SIMULATED,
     TAIWAN,
     TUNED,
@@ -123,9 +127,11 @@ class Bench:
     def _pretrained(self) -> Path:
         """An encoder of the texts to learn from, which are in a lake of their own."""
         apart = self.folder / "pretrain"
-        own = f"lake={apart / 'lake'}", f"work={apart / 'work'}"
+        own = [f"lake={apart / 'lake'}", f"work={apart / 'work'}"]
+        own.append(f"sources.events.path={self.folder / TO_PRETRAIN}")
+        own.append("sources.labels.max_rejected_fraction=1.0")  # nobody of the test role is there
         for verb in ("ingest", "pretrain"):
-            self._call(verb, *own, f"sources.events.path={self.folder / TO_PRETRAIN}")
+            self._call(verb, *own)
         (made,) = (apart / "work" / "pretrained").glob("text-*")
         return made
 
@@ -133,6 +139,8 @@ class Bench:
         """The predictions of those who are no part of an evaluation, by their names."""
         if self.name.startswith(TAIWAN):
             return {TUNED: tuned_trees(made, config.tasks, self.trials)}
+        if self.name == RETAIL:
+            return dict(zip((COLES, COLES_AND_FEATURES), coles(made, config.tasks), strict=True))
         return {}
 
     def _call(self, verb: str, *overrides: str) -> None:

@@ -9,7 +9,7 @@ from models.scoring.comparison import MODEL, BinaryTask, compare_binary
 from models.scoring.curves import Value
 from models.scoring.evaluation import LIKELY
 from tests.bench.parts.contenders import with_contender
-from tests.bench.parts.goals import Check, checks_of, mean, over_folds, withheld_checks
+from tests.bench.parts.goals import TUNED, Check, checks_of, mean, over_folds, withheld_checks
 
 ROWS = 1500
 
@@ -52,7 +52,7 @@ def test_only_a_rival_has_a_goal() -> None:
 
 
 def test_folds_together_are_surer_than_each() -> None:
-    folds = [[task_of(seed, "tuned")] for seed in range(4)]
+    folds = [[task_of(seed, TUNED)] for seed in range(4)]
     (one,) = over_folds(folds[:1])
     (several,) = over_folds(folds)
     assert one.met and several.met
