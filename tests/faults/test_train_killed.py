@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,12 @@ def reports(config: Config, name: str) -> int:
 
 def ranks() -> list[psutil.Process]:
     """The processes of Ray Train's workers below this one."""
-    below = psutil.Process().children(recursive=True)
-    return [p for p in below if "RayTrainWorker" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended while we looked
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def after(seen: Callable[[], bool], then: Callable[[], None]) -> threading.Thread:
