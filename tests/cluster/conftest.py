@@ -1,5 +1,6 @@
 """Clusters of their own, with token authentication: started and stopped by their processes."""
 
+import gc
 import json
 import os
 import secrets
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -46,6 +48,8 @@ def start_head() -> Iterator[StartHead]:
     `autoscaling=…`, a configuration without its provider, that join when there is work."""
     with ExitStack() as stack:
         yield lambda **wanted: stack.enter_context(_cluster(**wanted))
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()  # Ray's client of jobs leaves its sockets to be collected, in any later test
 
 
 @contextmanager
