@@ -32,9 +32,11 @@ SEED = 1
 EPOCHS = 15
 BATCH = 64
 SLICES, SHORTEST, LONGEST = 5, 5, 40
-CODES = ("type", "category", "hour", "weekday")  # 0 is the padding
-NUMBERS = ("amount", "gap_h")
-WIDTHS = {"type": 8, "category": 16, "hour": 8, "weekday": 4}
+# The width of each code's embedding; code 0 is the padding.
+CODES = {"events_type": 8, "events_category": 16, "events_hour": 8, "events_weekday": 4}
+NUMBERS = ("events_amount", "events_gap_h")
+FROM_ZERO = ("events_hour", "events_weekday")
+AGE = "events_age_h"
 ROLES = ("fit", "select", "test")
 
 
@@ -47,7 +49,7 @@ def main(snapshot: Path, out: Path) -> None:
     model = coles(sizes)
     data = PtlsDataModule(
         train_data=ColesDataset(
-            MemoryMapDataset(sequences(users.filter(pl.col("type").list.len() > SHORTEST))),
+            MemoryMapDataset(sequences(users.filter(pl.col(AGE).list.len() > SHORTEST))),
             splitter=SampleSlices(split_count=SLICES, cnt_min=SHORTEST, cnt_max=LONGEST),
         ),
         train_batch_size=BATCH,
@@ -69,13 +71,9 @@ def main(snapshot: Path, out: Path) -> None:
 def read(snapshot: Path, role: str) -> pl.DataFrame:
     """user_key, as_of, and lists of events; the rows in the snapshot's order."""
     files = sorted((snapshot / role).glob("*.parquet"))
-    events = [f"events_{c}" for c in (*CODES, *NUMBERS, "age_h")]
-    frame = pl.concat(
-        [pl.read_parquet(file, columns=["user_key", "as_of", *events]) for file in files]
-    )
-    frame = frame.rename({name: name.removeprefix("events_") for name in events})
-    from_one = [pl.col(c).list.eval(pl.element() + 1) for c in ("hour", "weekday")]
-    return frame.with_columns(from_one)
+    columns = ["user_key", "as_of", *CODES, *NUMBERS, AGE]
+    frame = pl.concat([pl.read_parquet(file, columns=columns) for file in files])
+    return frame.with_columns(pl.col(FROM_ZERO).list.eval(pl.element() + 1))
 
 
 def coles(sizes: dict[str, int]) -> CoLESModule:
@@ -83,7 +81,7 @@ def coles(sizes: dict[str, int]) -> CoLESModule:
     events = TrxEncoder(
         embeddings_noise=0.003,
         numeric_values=dict.fromkeys(NUMBERS, "log"),
-        embeddings={c: {"in": sizes[c], "out": WIDTHS[c]} for c in CODES},
+        embeddings={c: {"in": sizes[c], "out": width} for c, width in CODES.items()},
     )
     return CoLESModule(
         seq_encoder=RnnSeqEncoder(trx_encoder=events, hidden_size=256, type="gru"),
@@ -94,12 +92,12 @@ def coles(sizes: dict[str, int]) -> CoLESModule:
 
 def sequences(frame: pl.DataFrame) -> list[dict[str, Any]]:
     """The library's records, a row each."""
-    columns = {c: frame[c].to_list() for c in (*CODES, *NUMBERS, "age_h")}
+    columns = {c: frame[c].to_list() for c in (*CODES, *NUMBERS, AGE)}
     records = []
     for row in range(frame.height):
         own: dict[str, Any] = {c: torch.tensor(columns[c][row]).long() for c in CODES}
         own |= {c: torch.tensor(columns[c][row], dtype=torch.float32) for c in NUMBERS}
-        own["event_time"] = -torch.tensor(columns["age_h"][row]).round().int()
+        own["event_time"] = -torch.tensor(columns[AGE][row]).round().int()
         records.append(own)
     return records
 
