@@ -125,6 +125,7 @@ def demo_config(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: str) -> 
         "simulate.users": 1000,
         "serve.port": 0,
         "network.width": 32,
+        "network.tabular.keep": 40,
         "network.text.encoder": tiny_encoder,
         "network.text.trainable_layers": 1,
         "train.loop.epochs": 2,

@@ -34,7 +34,10 @@ def test_built_in_configurations_are_valid(name: str) -> None:
         ("roles.pd=spend_30d", "roles.pd: task 'spend_30d' must be binary"),
         ("train.workers=two", "train.workers: expected a number, or [least, most], not 'two'"),
         ("sources.events.timezone=Mars/Olympus", "unknown time zone 'Mars/Olympus'"),
-        ("network.width=30", "width 30 is no multiple of 4 heads"),
+        (
+            "network.behaviour={encoder: transformer, heads: 5}",
+            "network: width 64 is no multiple of 5 heads",
+        ),
         (
             "network.loss.binary.fruad.focal=2",
             "network.loss.binary: no binary task 'fruad'; there is default, fraud",

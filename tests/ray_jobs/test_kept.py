@@ -6,9 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from models.scoring import artifact
 from models.scoring.scorer import Scorer
-from ray_jobs import jobs, snapshot, train
+from ray_jobs import jobs, registry, snapshot
 from ray_jobs.config import Config
 from ray_jobs.frames import Frames
 from ray_jobs.kept import with_kept
@@ -22,13 +21,12 @@ FOLDS = 3
 
 @pytest.fixture(scope="module")
 def shop(demo_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """The demo's snapshot, and a lake of its own; one rank, one epoch, some columns."""
+    """The demo's snapshot in a folder of its own, some columns to be kept."""
     folder = tmp_path_factory.mktemp("kept")
     shutil.copytree(demo_run.lake, folder / "lake")
     shutil.copytree(Path(demo_run.work) / "snapshots", folder / "snapshots")
     own = demo_run.model_copy(update={"lake": str(folder / "lake"), "work": str(folder)})
-    few = {"train.workers": 1, "train.loop.epochs": 1, "train.select_rows": 200}
-    return applied(own, few | {"network.tabular.keep": KEEP})
+    return applied(own, {"train.select_rows": 200, "network.tabular.keep": KEEP})
 
 
 @pytest.fixture
@@ -77,14 +75,12 @@ def test_as_many_as_there_are_means_all(shop: Config, made: Snapshot) -> None:
         assert with_kept(config, frames(made)) is made
 
 
-def test_the_model_sees_what_was_chosen(shop: Config) -> None:
-    made = snapshot.snapshot(shop, jobs.tables(shop))
-    path = train.train(shop, Lake(shop.lake), made)
-    spec = artifact.load_spec(path)
-    whole = Frames(made, shop.train.select_rows, shop.seed)
-    assert spec.stats.kept == with_kept(shop, whole).stats.kept
-    scorer = Scorer.load(path)
+def test_the_model_sees_what_was_chosen(demo_run: Config) -> None:
+    made = snapshot.snapshot(demo_run, jobs.tables(demo_run))
+    whole = Frames(made, demo_run.train.select_rows, demo_run.seed)
+    scorer = Scorer.load(registry.champion(Lake(demo_run.lake)).path)
+    kept = scorer.spec.stats.kept
+    assert kept is not None and kept == with_kept(demo_run, whole).stats.kept
     tower = scorer.artifact.network.tabular
-    codes = 8 * len(made.categorical)
-    assert tower.wide.in_features == 2 * KEEP + codes
+    assert tower.wide.in_features == 2 * len(kept) + 8 * len(made.categorical)
     assert scorer.score_features(made.read("test"))["default"].struct.field("probability").std()

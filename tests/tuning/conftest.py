@@ -77,7 +77,7 @@ class World:
 
 @pytest.fixture(scope="session")
 def base() -> Config:
-    return load("demo")
+    return load("demo", ["network.behaviour.encoder=transformer"])  # which has heads
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ LAYERS, RANK = "network.text.trainable_layers", "network.text.lora.rank"
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load("demo")
+    return load("demo", ["network.behaviour.encoder=transformer"])
 
 
 def parsed(tree: Any) -> Range | Choice:

@@ -113,7 +113,7 @@ def test_a_single_recurrent_layer_takes_no_dropout_between_layers() -> None:
 @pytest.mark.parametrize(
     ("config", "width", "said"),
     [
-        ({"heads": 3}, 8, "width 8 is no multiple of 3 heads"),
+        ({"encoder": "transformer", "heads": 3}, 8, "width 8 is no multiple of 3 heads"),
         ({"encoder": "gru"}, 9, "width 9 is odd"),
         ({"encoder": "lstm"}, 9, "width 9 is odd"),
         ({"encoder": "cnn", "heads": 3}, 9, None),

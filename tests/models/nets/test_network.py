@@ -171,7 +171,7 @@ def test_the_number_of_trainable_layers_reaches_the_encoder(
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"width": 30}, "width 30 is no multiple of 4 heads"),
+        ({"width": 30, "behaviour": {"encoder": "transformer"}}, "30 is no multiple of 4 heads"),
         ({"width": 4}, "greater than or equal to 8"),
         ({"dropout": 1.0}, "less than 1"),
         ({"depth": 3}, "Extra inputs are not permitted"),
