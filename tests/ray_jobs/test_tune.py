@@ -91,8 +91,7 @@ def test_a_trial_sees_the_rows_that_a_rank_of_train_sees(demo_run: Config) -> No
     made = snapshot.snapshot(demo_run, jobs.tables(demo_run))
     here = list(Frames(made, demo_run.train.select_rows, seed=0)("fit", 1000))
     there = ray.data.read_parquet(made.files("fit"))
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
+    there.context.execution_options.preserve_order = True  # a dataset copies its context
     batches = there.iter_batches(batch_size=1000, batch_format="pyarrow")
     for mine, table in zip(here, batches, strict=True):
         frame = pl.from_arrow(table)
