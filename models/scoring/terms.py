@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from models.data.schema import UserError
 from models.data.strict import Strict
 from models.data.tasks import Kind, Task
-from models.scoring.parts import Part, labels_of
+from models.scoring.parts import Part, with_outcome
 
 FloatArray = NDArray[np.float64]
 
@@ -228,9 +228,8 @@ def fit_term_expert(
     x_fit, x_select = terms.matrix(fit), terms.matrix(select)
     lines = {}
     for name, task in tasks.items():
-        y_fit, y_select = (labels_of(frame, name, task.kind) for frame in (fit, select))
-        here, there = np.isfinite(y_fit), np.isfinite(y_select)
-        if there.any():
-            pairs = (x_fit[here], y_fit[here]), (x_select[there], y_select[there])
-            lines[name] = fit_linear(task.kind, *pairs)
+        learned = with_outcome(x_fit, fit, name, task.kind)
+        judged = with_outcome(x_select, select, name, task.kind)
+        if len(judged[1]):
+            lines[name] = fit_linear(task.kind, learned, judged)
     return TermExpert(terms, lines)

@@ -18,7 +18,7 @@ from models.data.schema import UserError
 from models.data.strict import Strict
 from models.data.tasks import Kind, Task
 from models.scoring.config import Resampling
-from models.scoring.parts import Part, labels_of
+from models.scoring.parts import Part, with_outcome
 from models.scoring.resample import log_odds_shift, resampled
 
 FloatArray = NDArray[np.float64]
@@ -225,10 +225,9 @@ def fit_tree_expert(
     x_fit, x_select = columns.matrix(fit.frame), columns.matrix(select.frame)
     trees = {}
     for name, task in tasks.items():
-        y_fit, y_select = (labels_of(rows.frame, name, task.kind) for rows in (fit, select))
-        here, there = np.isfinite(y_fit), np.isfinite(y_select)
-        if there.any():
-            pairs = (x_fit[here], y_fit[here]), (x_select[there], y_select[there])
-            trees[name] = fit_trees(task.kind, columns.codes, *pairs, seed, resampling)
+        learned = with_outcome(x_fit, fit.frame, name, task.kind)
+        judged = with_outcome(x_select, select.frame, name, task.kind)
+        if len(judged[1]):
+            trees[name] = fit_trees(task.kind, columns.codes, learned, judged, seed, resampling)
     (medians,) = fit.frame.select(pl.col(columns.tabular).median()).rows()
     return TreeExpert(columns, trees, medians)

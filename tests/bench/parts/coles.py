@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from models.data.tasks import Role, Task
-from models.scoring.parts import labels_of
+from models.scoring.parts import with_outcome
 from models.scoring.trees import Columns, fit_trees
 from ray_jobs.snapshot import Snapshot
 
@@ -32,10 +32,10 @@ def coles(made: Snapshot, tasks: Mapping[str, Task]) -> tuple[dict[str, FloatArr
     both = {role: np.hstack([ours[role], embeddings[role]]) for role in ROLES}
     found: tuple[dict[str, FloatArray], ...] = ({}, {})
     for name, task in tasks.items():
-        y = {role: labels_of(frames[role], name, task.kind) for role in ROLES}
-        known = {role: np.isfinite(y[role]) for role in ROLES}
         for values, x, codes in zip(found, (embeddings, both), ((), columns.codes), strict=True):
-            fit, select = ((x[r][known[r]], y[r][known[r]]) for r in ("fit", "select"))
+            fit, select = (
+                with_outcome(x[role], frames[role], name, task.kind) for role in ("fit", "select")
+            )
             raw = fit_trees(task.kind, codes, fit, select, SEED).raw(x["test"])
             values[name] = np.asarray(expit(raw) if task.kind == "binary" else raw)
     return found

@@ -14,7 +14,7 @@ import optuna
 from numpy.typing import NDArray
 
 from models.data.tasks import Task
-from models.scoring.parts import labels_of
+from models.scoring.parts import with_outcome
 from models.scoring.trees import Columns
 from ray_jobs.snapshot import Snapshot
 
@@ -33,12 +33,10 @@ def tuned_trees(made: Snapshot, tasks: Mapping[str, Task], trials: int) -> dict[
     for name, task in tasks.items():
         if task.kind != "binary":
             continue
-        data = []
-        for role in ("fit", "select"):
-            y = labels_of(frames[role], name, task.kind)
-            known = np.isfinite(y)
-            data.append((x[role][known], y[known]))
-        best = _search(data[0], data[1], list(columns.codes), trials)
+        fit, select = (
+            with_outcome(x[role], frames[role], name, task.kind) for role in ("fit", "select")
+        )
+        best = _search(fit, select, list(columns.codes), trials)
         found[name] = np.asarray(best.predict(x["test"]), dtype=np.float64)
     return found
 
