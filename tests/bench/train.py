@@ -134,8 +134,7 @@ def encode(scratch: Path, peers: list[str], count: int, rounds: int) -> Run:
         for peer, several in runs.items():
             files = folder, str(scratch / "texts.json"), str(out)
             tool, _, precision = peer.partition(" ")
-            command = [f"tests.bench.peers.encode_{tool}", *files]
-            command += [{"bf16": "bfloat16", "fp32": "float32"}.get(precision, precision)]
+            command = [f"tests.bench.peers.encode_{tool}", *files, precision]
             several.append(_call(command, threads=THREADS, environment=tool))
             several[-1]["auc"] = worth(np.load(out), label)
             say(f"texts, round {number + 1}, {peer}: {several[-1]['seconds']:.1f} s")
