@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
+from ray import cloudpickle
 from ray import tune as ray_tune
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -20,12 +22,13 @@ from ray_jobs.progress import say
 from ray_jobs.reporter import EPOCHS
 from ray_jobs.storage import short_digest
 from ray_jobs.tables import Tables
-from ray_jobs.trial import FAILED, RUN, TRACE, Assignment, trial
+from ray_jobs.trial import CONTROLLER, FAILED, RUN, TRACE, Assignment, trial
 from tuning.search import Epochs, Job
 from tuning.space import applied
 
 OWN = "ray"  # Tune's folder in the study's, while it runs
 TINY = 0.01  # of a CPU, for a trial that only waits for its ranks
+ABORT_S = 60.0
 
 
 class Phase(Protocol):
@@ -120,7 +123,10 @@ class Feed(Searcher):
                 say(result[TRACE].rstrip())  # once: the next ones are likely the same
             self.failed[trial_id] = result[FAILED]
             return True
-        return phase.report(job, result[RUN], result[EPOCHS])
+        stop = phase.report(job, result[RUN], result[EPOCHS])
+        if stop and CONTROLLER in result:
+            _abort(result[CONTROLLER])
+        return stop
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -195,22 +201,37 @@ class Surrender(ray_tune.Stopper):
         return self.feed.hopeless
 
 
+def _abort(controller: bytes) -> None:
+    """End the ranks of a trial, and give back what they hold.
+
+    Tune would only end the process that waits for them. Ray Train then finds out by the state
+    API, which a cluster without a dashboard has not: the next trials would wait for ever.
+    """
+    actor = cloudpickle.loads(controller)
+    try:
+        ray.get(actor.abort.remote(), timeout=ABORT_S)
+    except RayActorError:  # so it ends
+        return
+    except GetTimeoutError:
+        ray.kill(actor)
+
+
 def concurrency(config: Config) -> int:
     """Trials at a time: as many as the cluster's CPUs and GPUs hold, and at least one.
 
-    A machine's logical CPUs may be more than its cores, which trials would then share. Ranks need
-    a CPU beside them for Ray Data, or they wait for rows for ever.
+    A machine's logical CPUs may be more than its cores, which trials and their ranks would then
+    share. Ranks need a CPU beside them for Ray Data, or they wait for rows for ever.
     """
     tuned, total = config.tune, ray.cluster_resources()
-    held: float
     if tuned.concurrent is not None:
         return tuned.concurrent
+    held: float
+    alone = len(ray.nodes()) == 1
+    cores = min(total["CPU"], os.cpu_count() or 1) if alone else total["CPU"]
     if tuned.workers > 1:
-        held = total["CPU"] / (tuned.workers * config.train.cpus_per_worker + 1)
-        gpus_each = float(tuned.workers)
+        of_ray = total["CPU"] / (tuned.workers * config.train.cpus_per_worker + 1)
+        held, gpus_each = min(of_ray, cores / tuned.workers), float(tuned.workers)
     else:
-        alone = len(ray.nodes()) == 1
-        cores = min(total["CPU"], os.cpu_count() or 1) if alone else total["CPU"]
         held, gpus_each = cores / tuned.cpus_per_trial, tuned.gpus_per_trial
     if "GPU" in total:
         held = min(held, total["GPU"] / gpus_each)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import ray
 import torch
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from models.data.schema import UserError
@@ -19,11 +20,12 @@ from ray_jobs.kept import with_kept
 from ray_jobs.loader import SELECT_ROWS
 from ray_jobs.observed import Figures, cost, fairness_gap, groups_of, quality
 from ray_jobs.rank import Rank, network_of
+from ray_jobs.ranks import fit, trainer
 from ray_jobs.reporter import EPOCHS
 from ray_jobs.snapshot import load
-from ray_jobs.train import fit, trainer
 
 RUN, FAILED, TRACE = "run", "failed", "trace"  # of a report
+CONTROLLER = "controller"  # of a report: what runs the ranks, as bytes
 SEEDS_APART = 1000  # so that no epoch of one seed has the order of rows of another's
 
 
@@ -138,7 +140,8 @@ class _ToTune(TuneReportCallback):
         if EPOCHS not in metrics[0]:
             return
         epochs = [epoch | self.fixed for epoch in metrics[0][EPOCHS]]
-        told = {RUN: self.number, EPOCHS: epochs}
+        controller = cloudpickle.dumps(ray.get_runtime_context().current_actor)
+        told = {RUN: self.number, EPOCHS: epochs, CONTROLLER: controller}
         super().after_report(run_context, [told], None)
 
 

@@ -119,7 +119,7 @@ def chinese(folder: Path, rows: int) -> Tree:
     tree["pretrain"] = {
         "text": {
             "new": {"vocabulary": 4000, "layers": 2, "width": 192},
-            "epochs": 30,
+            "epochs": 10,
             "learning_rate": 0.001,
         },
         "behaviour": None,

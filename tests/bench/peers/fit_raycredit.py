@@ -16,7 +16,7 @@ from ray_jobs import snapshot, tracking
 from ray_jobs.checkpoint import history_of
 from ray_jobs.cluster import connected
 from ray_jobs.config import Config
-from ray_jobs.train import fit, trainer
+from ray_jobs.ranks import fit, trainer
 
 
 def nothing() -> None:
