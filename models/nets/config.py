@@ -27,11 +27,14 @@ class LoraConfig(Strict):
 class TextConfig(Strict):
     """`encoder`: "minilm", a local folder, or a Hugging Face name of a BERT-family encoder.
 
-    The last `trainable_layers` layers are fine-tuned, none (0: it stays as it came), or all and
-    the embeddings (None). With `lora`, low-rank adapters beside its weights are, instead.
+    Of its layers the first `layers` are used, or all (None): the last ones of an encoder of
+    sentences say what a text is about, and drop how it says it. Of those used the last
+    `trainable_layers` are fine-tuned, none (0: it stays as it came), or all and the embeddings
+    (None). With `lora`, low-rank adapters beside its weights are, instead.
     """
 
     encoder: str = MINILM
+    layers: int | None = Field(default=None, ge=1)
     trainable_layers: int | None = Field(default=None, ge=0)
     lora: LoraConfig | None = None
 

@@ -77,8 +77,10 @@ def load_encoder(name: str, key: str = KEY) -> "PreTrainedModel":
 
 
 def encoder_to_train(config: TextConfig) -> "PreTrainedModel":
-    """The encoder that training starts from, with adapters where they are asked for."""
+    """The encoder that training starts from: the layers and the adapters that are asked for."""
     encoder = load_encoder(config.encoder)
+    if config.layers is not None:
+        shorten(encoder, config.layers)
     if config.lora is not None:
         add_adapters(encoder, config.lora)
     return encoder
@@ -103,6 +105,15 @@ def _from_hub(kind: Any, name: str, key: str, **options: Any) -> Any:
         ) from error
 
 
+def shorten(encoder: "PreTrainedModel", layers: int) -> None:
+    """Drop all layers but the first ones. Raises UserError where there are not so many."""
+    _, held = _parts_of(encoder, "layers")
+    if layers > len(held):
+        raise UserError(f"network.text.layers: {layers}, of an encoder of {len(held)}")
+    del held[layers:]
+    encoder.config.num_hidden_layers = layers
+
+
 def freeze(encoder: "PreTrainedModel", trainable_layers: int | None) -> None:
     """Leave only the last layers trainable, of what is trainable."""
     pooler = getattr(encoder, "pooler", None)
@@ -110,16 +121,22 @@ def freeze(encoder: "PreTrainedModel", trainable_layers: int | None) -> None:
         pooler.requires_grad_(False)
     if trainable_layers is None:
         return
+    embeddings, layers = _parts_of(encoder, "trainable_layers")
+    embeddings.requires_grad_(False)
+    for layer in layers[: max(0, len(layers) - trainable_layers)]:
+        layer.requires_grad_(False)
+
+
+def _parts_of(encoder: "PreTrainedModel", key: str) -> tuple[nn.Module, nn.ModuleList]:
+    """The embeddings and the layers, for what `key` asks of them."""
     embeddings = getattr(encoder, "embeddings", None)
     layers = getattr(getattr(encoder, "encoder", None), "layer", None)
     if not isinstance(embeddings, nn.Module) or not isinstance(layers, nn.ModuleList):
         raise UserError(
-            "network.text.trainable_layers: the encoder is not of the BERT family "
+            f"network.text.{key}: the encoder is not of the BERT family "
             f"({type(encoder).__name__} has no embeddings and encoder.layer); leave it out"
         )
-    embeddings.requires_grad_(False)
-    for layer in layers[: max(0, len(layers) - trainable_layers)]:
-        layer.requires_grad_(False)
+    return embeddings, layers
 
 
 class TextTower(nn.Module):

@@ -15,9 +15,11 @@ from models.data.schema import UserError
 from models.nets.fit import FitConfig, Loop
 from models.nets.network import Network, NetworkConfig
 from models.nets.text import (
+    TextConfig,
     TextTower,
     empty_encoder,
     encoder_path,
+    encoder_to_train,
     freeze,
     load_encoder,
     load_tokenizer,
@@ -108,6 +110,24 @@ def test_without_a_number_of_layers_all_but_the_unused_pooler_is_trainable(
     freeze(encoder, None)
     everything = {name for name, _ in encoder.named_parameters()}
     assert everything - trainable(encoder) == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+def test_the_first_layers_alone_are_an_encoder_of_their_own(
+    encoder_folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    whole = load_encoder(str(encoder_folder)).eval()
+    short = encoder_to_train(TextConfig(encoder=str(encoder_folder), layers=1)).eval()
+    tokens = make_texts(SENTENCES, tokenizer, 16)[0].tokens[0]
+    with torch.no_grad():
+        states = whole(input_ids=tokens, output_hidden_states=True).hidden_states
+        assert torch.equal(short(input_ids=tokens).last_hidden_state, states[1])
+    short.save_pretrained(tmp_path)
+    assert set(empty_encoder(tmp_path).state_dict()) == set(short.state_dict())
+
+
+def test_more_layers_than_there_are_is_refused(encoder_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"network\.text\.layers: 3, of an encoder of 2"):
+        encoder_to_train(TextConfig(encoder=str(encoder_folder), layers=3))
 
 
 def test_layers_of_an_encoder_that_is_no_bert_cannot_be_counted() -> None:
