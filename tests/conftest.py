@@ -127,6 +127,7 @@ def demo_config(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: str) -> 
         "network.width": 32,
         "network.tabular.keep": 40,
         "network.text.encoder": tiny_encoder,
+        "network.text.layers": "null",
         "network.text.trainable_layers": 1,
         "train.loop.epochs": 2,
         "train.loop.batch_rows": 256,

@@ -186,6 +186,7 @@ def make(folder: Path, users: int) -> Config:
         "sources.events.path": folder / "raw/events/*/*.parquet",
         "network.width": 32,
         "network.text.encoder": encoder,
+        "network.text.layers": "null",
         "network.text.trainable_layers": 0,
         "train.loop.epochs": EPOCHS,
         "train.loop.patience": EPOCHS,
