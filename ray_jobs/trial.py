@@ -25,7 +25,7 @@ from ray_jobs.reporter import EPOCHS
 from ray_jobs.snapshot import load
 
 RUN, FAILED, TRACE = "run", "failed", "trace"  # of a report
-CONTROLLER = "controller"  # of a report: what runs the ranks, as bytes
+CONTROLLER = "controller"  # of a report: a handle of what runs the ranks, in bytes for Tune
 SEEDS_APART = 1000  # so that no epoch of one seed has the order of rows of another's
 
 
