@@ -150,7 +150,7 @@ def grade_plot(grades: Sequence[GradeRow], key: str) -> Markup:
 
 
 def weight_plot(weights: Sequence[ModalityRow], key: str) -> Markup:
-    """Mean attention weight of each modality, and the middle 80 % of the users who have it."""
+    """Mean modality weight of each modality, and the middle 80 % of the users who have it."""
     names = [w.modality for w in weights]
     at = np.arange(len(names))[::-1]
     with styled():
@@ -164,9 +164,9 @@ def weight_plot(weights: Sequence[ModalityRow], key: str) -> Markup:
         axes.set_yticks(at, names)
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(PER_CENT)
-        axes.set_xlabel("attention weight")
+        axes.set_xlabel("modality weight")
         axes.grid(axis="y", visible=False)
-        alt = "Mean attention weight: " + ", ".join(
+        alt = "Mean modality weight: " + ", ".join(
             f"{w.modality} {percent(w.mean)}" for w in weights
         )
         return to_svg(figure, key, alt + ".")

@@ -148,7 +148,7 @@ def test_every_section_is_there_and_reachable(page: str) -> None:
 def test_every_plot_says_what_it_shows(page: str) -> None:
     drawings = Outline(page).drawings
     starts = (
-        "ROC", "Precision-recall", "Calibration", "Scores", "Default rate", "Mean attention",
+        "ROC", "Precision-recall", "Calibration", "Scores", "Default rate", "Mean modality",
         "Amounts", "Loss",
     )  # fmt: skip
     assert [next(s for s in starts if d.startswith(s)) for d in drawings] == list(starts)
