@@ -80,8 +80,8 @@ class Feed(Searcher):
                 scheduler=Judge(self),
                 num_samples=-1,
                 max_concurrent_trials=self.concurrent,
-                # a process that has imported torch is worth seconds; one whose ranks are stopped
-                # has to end for them to end
+                # a process that has imported torch is worth seconds; one that waits for ranks is
+                # not used again, as a stopped trial leaves it waiting
                 reuse_actors=self.config.tune.workers == 1,
                 trial_dirname_creator=str,
             ),

@@ -86,13 +86,14 @@ def trainer(
         # every epoch gives a rank the same rows, whose texts it may have encoded already
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
         datasets={
-            "fit": _dataset(snapshot, "fit"),
-            "select": _dataset(snapshot, "select").limit(config.train.select_rows),
+            "fit": dataset(snapshot, "fit"),
+            "select": dataset(snapshot, "select").limit(config.train.select_rows),
         },
     )
 
 
-def _dataset(snapshot: Snapshot, role: Role) -> ray.data.Dataset:
+def dataset(snapshot: Snapshot, role: Role) -> ray.data.Dataset:
+    """A role's rows, a file a task. Raises UserError when there are none."""
     files = snapshot.files(role)
     if not files:
         raise UserError(f"train: the snapshot has no row in the role {role}")

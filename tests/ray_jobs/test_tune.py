@@ -6,10 +6,9 @@ from typing import Any
 
 import polars as pl
 import pytest
-import ray.data
 
 from models.data.schema import UserError
-from ray_jobs import jobs, snapshot, tune
+from ray_jobs import jobs, ranks, snapshot, tune
 from ray_jobs.config import Config
 from ray_jobs.feed import concurrency
 from ray_jobs.frames import Frames
@@ -90,7 +89,7 @@ def test_a_failure_of_every_trial_is_told_once(
 def test_a_trial_sees_the_rows_that_a_rank_of_train_sees(demo_run: Config) -> None:
     made = snapshot.snapshot(demo_run, jobs.tables(demo_run))
     here = list(Frames(made, demo_run.train.select_rows, seed=0)("fit", 1000))
-    there = ray.data.read_parquet(made.files("fit"))
+    there = ranks.dataset(made, "fit")
     there.context.execution_options.preserve_order = True  # a dataset copies its context
     batches = there.iter_batches(batch_size=1000, batch_format="pyarrow")
     for mine, table in zip(here, batches, strict=True):
