@@ -45,6 +45,9 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     """
     _check_outcomes(config, snapshot)
     unknown = unknown_tokens(config, snapshot)  # a wrong encoder is refused before ranks start
+    if snapshot.stats.absent:
+        which = ", ".join(snapshot.stats.absent)
+        say(f"train: warning: nobody of the fit role has {which}: the network leaves it out")
     if config.network.behaviour.pretrained is not None:
         check_tower(config.network.behaviour.pretrained, tower_of(config, snapshot))
     tracking.check(config.train.wandb)

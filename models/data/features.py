@@ -65,6 +65,19 @@ class Features:
     categorical: tuple[str, ...]
     social: tuple[str, ...]
 
+    def having(self) -> dict[str, int]:
+        """How many rows have a modality, of those that a user may lack."""
+        has = {
+            "text": pl.col("texts").list.len() > 0,
+            "behaviour": pl.col("events_type").list.len() > 0,
+            "social": pl.any_horizontal(
+                pl.lit(False), *(pl.col(c).is_not_null() for c in self.social)
+            ),
+        }
+        return self.frame.select(**{name: which.sum() for name, which in has.items()}).row(
+            0, named=True
+        )
+
 
 def tabular_columns(vocabulary: Vocabulary) -> tuple[str, ...]:
     """The tabular columns in order; fixed by the vocabulary that was fitted with the model."""

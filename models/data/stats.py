@@ -47,7 +47,8 @@ class Target(Strict):
 class Stats(Strict):
     """Fitted on the fit role only; converts new data exactly as it did the training data.
 
-    `kept`: the tabular columns that the network sees; None: all.
+    `kept`: the tabular columns that the network sees; None: all. `absent`: modalities that nobody
+    of the fit role has, so that nothing is known of what they say.
     """
 
     vocabulary: Vocabulary
@@ -56,6 +57,7 @@ class Stats(Strict):
     amount: Scale
     targets: dict[str, Target]
     kept: tuple[str, ...] | None = None
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Summary:
     social: dict[str, Sketch]
     amount: Sketch
     targets: dict[str, Moments]
+    having: dict[str, int]  # modality → rows that have it
 
     @classmethod
     def of(cls, fit: Features, labels: pl.DataFrame, tasks: Iterable[str]) -> "Summary":
@@ -75,6 +78,7 @@ class Summary:
             social={c: Sketch.of(fit.frame[c]) for c in fit.social},
             amount=Sketch.of(fit.frame["events_amount"].explode()),
             targets={name: Moments.of(labels[f"y_{name}"]) for name in tasks},
+            having=fit.having(),
         )
 
     def merge(self, other: "Summary") -> "Summary":
@@ -84,6 +88,7 @@ class Summary:
             social={c: one.merge(other.social[c]) for c, one in self.social.items()},
             amount=self.amount.merge(other.amount),
             targets={name: one.merge(other.targets[name]) for name, one in self.targets.items()},
+            having={name: rows + other.having[name] for name, rows in self.having.items()},
         )
 
     @property
@@ -101,6 +106,10 @@ class Summary:
             *(
                 ("targets", name, Sketch(np.r_[m.mean, m.squares], np.r_[m.known, m.positive]))
                 for name, m in self.targets.items()
+            ),
+            *(
+                ("having", name, Sketch(np.array([float(rows)]), np.ones(1, dtype=np.int64)))
+                for name, rows in self.having.items()
             ),
         ]
         frames = [
@@ -130,6 +139,7 @@ class Summary:
                 name: Moments(*one.weights.tolist(), *one.values.tolist())
                 for name, one in targets.items()
             },
+            having={name: int(sketch("having", name).values[0]) for name in fit.having()},
         )
 
 
@@ -147,6 +157,7 @@ def stats_of(vocabulary: Vocabulary, summary: Summary, tasks: Mapping[str, Task]
         social={c: scale_of(sketch) for c, sketch in summary.social.items()},
         amount=scale_of(summary.amount),
         targets=targets,
+        absent=tuple(name for name, rows in summary.having.items() if rows == 0),
     )
 
 

@@ -51,6 +51,7 @@ class Network(nn.Module):
         encoder: "PreTrainedModel",
     ) -> None:
         super().__init__()
+        self.learned_M: Tensor
         words = stats.vocabulary
         width, dropout = config.width, config.dropout
         freeze(encoder, config.text.trainable_layers)
@@ -69,13 +70,18 @@ class Network(nn.Module):
         self.tabular = TabularTower(config.tabular, len(columns), levels, width, dropout, kept)
         # with no edges at all the modality is masked for everyone, and has no tower
         self.social = SocialTower(len(stats.social), width, dropout) if stats.social else None
+        learned_M = torch.tensor([name not in stats.absent for name in MODALITIES])
+        self.register_buffer("learned_M", learned_M, persistent=False)  # the stats have it
         self.withhold = ModalityDropout(config.modality_dropout)
         self.fusion = fusion_of(config.fusion, width)
         self.heads = Heads(tasks, stats.targets, width, config.loss)
         self.alone = Alone(tasks, stats.targets, len(MODALITIES), width)
 
     def towers(self, batch: Batch, encoded_UE: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors [B, M, D] and whether each modality is there [B, M], in order of MODALITIES."""
+        """Vectors [B, M, D] and whether each modality is there [B, M], in order of MODALITIES.
+
+        One that nobody of the fit role had is there for no one: its tower has learned nothing.
+        """
         tabular = self.tabular(batch)
         none = torch.zeros_like(tabular[0]), torch.zeros_like(tabular[1])
         pairs = (
@@ -86,7 +92,7 @@ class Network(nn.Module):
         )
         vectors_BMD = torch.stack([v.float() for v, _ in pairs], 1)
         known_BM = torch.stack([k for _, k in pairs], 1)
-        return vectors_BMD, known_BM
+        return vectors_BMD, known_BM & self.learned_M
 
     def fuse(self, vectors_BMD: Tensor, known_BM: Tensor) -> Outputs:
         """From the towers' vectors to the heads: the cheap part, run again to explain a score."""

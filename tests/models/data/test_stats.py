@@ -185,3 +185,18 @@ def test_stats_of_users_without_events(make_events: Make, make_rows: Make) -> No
     known = features(seen, vocabulary, config)
     stats = fit_stats(vocabulary, known, pl.DataFrame({"y_bad": [0.0, 1.0]}), {"bad": BINARY})
     assert stats.amount.knots == ()
+    assert stats.absent == ("text", "behaviour", "social")
+
+
+def test_a_modality_is_absent_where_no_row_has_it(fitted: tuple[Vocabulary, Features]) -> None:
+    vocabulary, known = fitted
+    labels = pl.DataFrame({"y_bad": [0.0, 1.0, None, 0.0]})
+    assert known.having() == {"text": 0, "behaviour": 3, "social": 0}
+    assert fit_stats(vocabulary, known, labels, {"bad": BINARY}).absent == ("text", "social")
+    last = pl.int_range(pl.len()) == pl.len() - 1
+    written = pl.when(last).then(pl.lit(["refund"])).otherwise("texts")
+    tied = pl.when(last).then(0.0).otherwise("device_nodes")
+    frame = known.frame.with_columns(texts=written, device_nodes=tied)
+    both = replace(known, frame=frame)
+    assert both.having() == {"text": 1, "behaviour": 3, "social": 1}
+    assert fit_stats(vocabulary, both, labels, {"bad": BINARY}).absent == ()

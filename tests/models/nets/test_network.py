@@ -99,6 +99,24 @@ def test_labels_do_not_reach_the_outputs(network: Network, batch: Batch) -> None
     )
 
 
+@pytest.mark.parametrize("absent", ["text", "behaviour", "social"])
+def test_what_nobody_of_the_fit_role_had_is_left_out(
+    make_network: Callable[..., Network], stats: Stats, batch: Batch, absent: str
+) -> None:
+    """Its tower has learned nothing, so that what it says of users who have it must not count."""
+    network = make_network(with_stats=stats.model_copy(update={"absent": (absent,)})).eval()
+    whole = make_network().eval()
+    whole.load_state_dict(network.state_dict())
+    place = MODALITIES.index(absent)
+    outputs, all_of_them = run(network, batch), run(whole, batch)
+    assert (all_of_them.weight_BM[:, place] > 0).any()
+    assert (outputs.weight_BM[:, place] == 0).all()
+    has = all_of_them.weight_BM[:, place] > 0
+    for name, output in outputs.tasks.items():
+        assert torch.equal(output[~has], all_of_them.tasks[name][~has])
+        assert not torch.equal(output[has], all_of_them.tasks[name][has])
+
+
 def test_without_social_columns_the_modality_is_masked_for_everyone(
     make_network: Callable[..., Network], stats: Stats, batch: Batch
 ) -> None:
