@@ -43,6 +43,7 @@ from tests.bench.parts.goals import (
     SIMULATED,
     TAIWAN,
     TUNED,
+    UNPRETRAINED,
     Check,
     Task,
     checks_of,
@@ -50,7 +51,14 @@ from tests.bench.parts.goals import (
     withheld_checks,
 )
 from tests.bench.parts.tuned_trees import tuned_trees
-from tests.bench.quality_data import DATA, MULTILINGUAL, TO_PRETRAIN
+from tests.bench.quality_data import (
+    CHINESE,
+    DATA,
+    MULTILINGUAL,
+    TENTH,
+    TO_PRETRAIN,
+    keep_a_tenth,
+)
 
 RAYCREDIT = (sys.executable, "-m", "ray_jobs")
 PIP = (sys.executable, "-m", "pip")
@@ -106,22 +114,27 @@ class Bench:
         tree = DATA[self.name](self.folder, size)
         self.path.write_text(yaml.safe_dump(tree), encoding="utf-8")
         make_secret(tree["secret_file"])
-        for verb in (*(["simulate"] if "simulate" in tree else []), "ingest"):
-            self._call(verb)
-        if "pretrain" in tree:
+        if "simulate" in tree:
+            self._call("simulate")
+        if self.name == TENTH:
+            keep_a_tenth(self.folder, tree)
+        self._call("ingest")
+        if self.name == CHINESE:
             self.overrides = (f"network.text.encoder={self._pretrained()}", *self.overrides)
         if self.name == MULTILINGUAL:
             self.overrides = (f"network.text.encoder={self._imported()}", *self.overrides)
         runs, peers = Runs(), dict[str, Predictions]()
+        starts = self._starts() if self.name == TENTH else ()
         for seed in seeds:
-            self._call("train", f"seed={seed}")
-            self._call("evaluate", f"seed={seed}")
+            alike = self._unpretrained(seed) if starts else {}
+            self._call("train", f"seed={seed}", *starts)
+            self._call("evaluate", f"seed={seed}", *starts)
             config = load(str(self.path), [*self.overrides, f"seed={seed}"])
             scorer, made = latest(config)
             if not peers:
                 peers = self._peers(config, made)
             runs.unknown = float(scorer.spec.trained_on["unknown_tokens"])
-            runs.tasks.append(_with_peers(config, made, peers))
+            runs.tasks.append(_with_peers(config, made, peers | alike))
             if config.oracle is not None:
                 scored = scored_rows(config, made)
                 runs.withheld.append(withheld.losses(config, made, scorer, scored))
@@ -139,6 +152,24 @@ class Bench:
             self._call(verb, *own)
         (made,) = (apart / "work" / "pretrained").glob("text-*")
         return made
+
+    def _starts(self) -> tuple[str, ...]:
+        """Encoders pretrained on the lake's texts and events, as a training is told of them."""
+        self._call("pretrain")
+        folders = {
+            path.name.split("-")[0]: path for path in (self.folder / "work").glob("pretrained/*-*")
+        }
+        keys = {"text": "network.text.encoder", "behaviour": "network.behaviour.pretrained"}
+        return tuple(f"{key}={folders[part]}" for part, key in keys.items())
+
+    def _unpretrained(self, seed: int) -> dict[str, Predictions]:
+        """The predictions of a training without these."""
+        self._call("train", f"seed={seed}")
+        self._call("evaluate", f"seed={seed}")
+        config = load(str(self.path), [*self.overrides, f"seed={seed}"])
+        scored = scored_rows(config, latest(config)[1])
+        own = {name: estimates(scored, name, task.kind) for name, task in config.tasks.items()}
+        return {UNPRETRAINED: own}
 
     def _imported(self) -> Path:
         """An encoder of many languages, from the wheels that carry its parts."""

@@ -20,6 +20,8 @@ from ray_jobs.config import BUILT_IN
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TO_PRETRAIN = "pretrain.parquet"
+TENTH = "tenth"  # of the labels
+CHINESE = "chinese"
 MULTILINGUAL = "chinese_multilingual"  # by an imported encoder
 AS_OF, BEFORE = "2024-02-01", "2024-01-15"
 # F1 is that of the policy's first threshold: here whether the outcome is more likely than not.
@@ -36,6 +38,27 @@ def simulated(folder: Path, users: int) -> Tree:
     tree["simulate"]["users"] = users
     tree["split"]["fit"]["first"] = tree["split"]["fit"]["last"]
     return tree
+
+
+def tenth(folder: Path, users: int) -> Tree:
+    """The demo's marketplace, the network alone, and a tenth of the labels to learn from."""
+    tree = _built_in("demo", {"demo-run": str(folder / "work")})
+    tree["simulate"]["users"] = users or tree["simulate"]["users"]
+    tree["sources"]["labels"]["path"] = str(folder / "labels.parquet")
+    tree["split"]["schedule"] = "labels"
+    tree["tasks"] = {name: tree["tasks"][name] for name in ("default", "fraud")}
+    del tree["roles"]["spend"], tree["oracle"]
+    tree["stack"]["experts"] = []
+    tree["pretrain"] = {"text": {"max_texts": 10_000, "epochs": 2}, "behaviour": {}}
+    return tree
+
+
+def keep_a_tenth(folder: Path, tree: Tree) -> None:
+    """Of the labels before the calibrate role's, those of a tenth of the users."""
+    labels = pl.read_parquet(folder / "work" / "raw" / "labels" / "*.parquet")
+    later = pl.col("as_of") >= tree["split"]["calibrate"]["first"]
+    some = pl.col("user_id").hash(1) % 10 == 0
+    labels.filter(later | some).write_parquet(folder / "labels.parquet")
 
 
 def online_retail(folder: Path, rows: int) -> Tree:
@@ -248,7 +271,8 @@ DATA: dict[str, Write] = {
     "online_retail": online_retail,
     "clothing": clothing(rating=False),
     "clothing_rating": clothing(rating=True),
-    "chinese": chinese(multilingual=False),
+    CHINESE: chinese(multilingual=False),
+    TENTH: tenth,
     MULTILINGUAL: chinese(multilingual=True),
     **{f"taiwan_{fold}": taiwan(fold) for fold in range(5)},
 }

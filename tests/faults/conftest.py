@@ -181,7 +181,7 @@ def world(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> World:
 class Nodes:
     """A cluster in a process of its own (`two_nodes.py`), and the drivers that join it."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, cpus: int = 1) -> None:
         # a token and a folder of its own: other Rays of this machine are not touched
         self.log = Path(folder, "stderr")
         self.environment = os.environ | {
@@ -192,7 +192,7 @@ class Nodes:
             "POLARS_MAX_THREADS": "1",
         }
         self.environment.pop("RAY_ADDRESS", None)
-        self.cluster = self.start("two_nodes.py")
+        self.cluster = self.start("two_nodes.py", str(cpus))
         self.raylets: list[int] = []
         self.drivers: list[subprocess.Popen[str]] = []
 

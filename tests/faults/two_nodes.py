@@ -1,7 +1,7 @@
-"""A Ray cluster of three nodes on this machine, in a process of its own: `python two_nodes.py`.
+"""A Ray cluster of three nodes on this machine, in a process of its own: `two_nodes.py CPUS`.
 
-The head runs no task; two workers have a CPU each. The first line out is the address; after it,
-each line in is a command that is answered by one line, the pids of the worker nodes' raylets:
+The head runs no task; two workers have so many CPUs each. The first line out is the address; after
+it, each line in is a command that is answered by one line, the pids of the worker nodes' raylets:
 `nodes`, `kill PID` (that node, with all its processes, at once) and `add` (a node in its place).
 The cluster ends with its input.
 """
@@ -39,21 +39,21 @@ def kill(cluster: Cluster, raylet: int) -> None:
             process.kill()
 
 
-def main() -> None:
+def main(cpus: int) -> None:
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": NOTICE}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": STORE})
     print(cluster.address, flush=True)
     for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        cluster.add_node(num_cpus=cpus, object_store_memory=STORE)
     for line in sys.stdin:
         command, *arguments = line.split()
         if command == "kill":
             kill(cluster, int(arguments[0]))
         elif command == "add":
-            cluster.add_node(num_cpus=1, object_store_memory=STORE)
+            cluster.add_node(num_cpus=cpus, object_store_memory=STORE)
         print(json.dumps(sorted(raylet_of(node) for node in cluster.worker_nodes)), flush=True)
     cluster.shutdown()
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

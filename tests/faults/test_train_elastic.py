@@ -1,0 +1,83 @@
+"""A training on as many ranks as there is room for: it goes on with fewer when a node is lost."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from ray_jobs.config import Config
+from tests.faults.conftest import LONGEST_S, Nodes
+from tests.faults.test_train_killed import copy_of, known
+
+EPOCHS = 6
+RANK, CONTROLLER = "RayTrainWorker", "TrainController"
+TICK_S = 0.05
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def roomy() -> Iterator[Nodes]:
+    """Two nodes that have room for one rank of two CPUs each, and for a task of Ray Data."""
+    with tempfile.TemporaryDirectory(prefix="rc-", ignore_cleanup_errors=True) as folder:
+        cluster = Nodes(folder, cpus=3)
+        yield cluster
+        cluster.close()
+
+
+def running(raylet: int, what: str) -> int:
+    """How many of a node's workers run it; none where there is no such node."""
+    found = 0
+    try:
+        workers = psutil.Process(raylet).children()
+    except psutil.NoSuchProcess:
+        return 0
+    for worker in workers:
+        try:
+            found += what in " ".join(worker.cmdline())
+        except psutil.Error:  # it has just ended
+            continue
+    return found
+
+
+def test_a_node_is_lost(demo_run: Config, tmp_path: Path, roomy: Nodes) -> None:
+    config = copy_of(demo_run, tmp_path, 2)
+    tree = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    tree["train"] |= {"workers": [1, 2], "cpus_per_worker": 2.0}
+    tree["train"]["loop"] |= {"epochs": EPOCHS, "patience": EPOCHS}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    roomy.ask("nodes")
+    first, second = roomy.raylets
+    job = subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs", "train", "-c", "config.yaml", "--name", "elastic"],
+        cwd=tmp_path,
+        env=roomy.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    threading.Timer(LONGEST_S, job.kill).start()
+    seen = []
+    while job.poll() is None:
+        ranks = [running(raylet, RANK) for raylet in (first, second)]
+        if not seen or seen[-1] != ranks:
+            seen.append(ranks)
+        if ranks == [1, 1] and known(config, "elastic") and len(roomy.raylets) == 2:
+            lost = first if running(second, CONTROLLER) else second
+            roomy.ask(f"kill {lost}")
+        time.sleep(TICK_S)
+    assert job.stdout is not None
+    assert job.returncode == 0, (seen, job.stdout.read())
+    assert [1, 1] in seen
+    assert len(roomy.raylets) == 1
+    (found,) = Path(config.work, "artifacts").glob("*.epochs.json")
+    epochs = json.loads(found.read_text())
+    assert [epoch["epoch"] for epoch in epochs] == list(range(EPOCHS))
+    print(seen, [round(e["select_loss"], 4) for e in epochs])
