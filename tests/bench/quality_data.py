@@ -49,6 +49,8 @@ def tenth(folder: Path, users: int) -> Tree:
     tree["tasks"] = {name: tree["tasks"][name] for name in ("default", "fraud")}
     del tree["roles"]["spend"], tree["oracle"]
     tree["stack"]["experts"] = []
+    # a tenth of the rows: more epochs of smaller steps, or the towers hardly move
+    tree["train"]["loop"] |= {"epochs": 10, "frozen_epochs": 8, "batch_rows": 32}
     tree["pretrain"] = {"text": {"max_texts": 10_000, "epochs": 2}, "behaviour": {}}
     return tree
 
