@@ -28,7 +28,7 @@ from ray_jobs.ranks import fit, trainer
 from ray_jobs.reporter import SCORE
 from ray_jobs.snapshot import Snapshot
 from ray_jobs.storage import short_digest
-from ray_jobs.unknown import unknown_tokens
+from ray_jobs.unknown import absent_modalities, unknown_tokens
 
 IDENTITY = "identity"  # a file in a run's folder
 # of `train`, from one start of a run to the next
@@ -45,9 +45,7 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     """
     _check_outcomes(config, snapshot)
     unknown = unknown_tokens(config, snapshot)  # a wrong encoder is refused before ranks start
-    if snapshot.stats.absent:
-        which = ", ".join(snapshot.stats.absent)
-        say(f"train: warning: nobody of the fit role has {which}: the network leaves it out")
+    absent_modalities(snapshot)
     if config.network.behaviour.pretrained is not None:
         check_tower(config.network.behaviour.pretrained, tower_of(config, snapshot))
     tracking.check(config.train.wandb)

@@ -1,4 +1,4 @@
-"""Whether the text encoder knows the words of the texts that it is to read."""
+"""What the network cannot know: words that its encoder never met, modalities that nobody has."""
 
 import polars as pl
 
@@ -27,6 +27,13 @@ def unknown_tokens(config: Config, snapshot: Snapshot) -> float:
             "multilingual one in network.text.encoder (`raycredit import-encoder` writes one)"
         )
     return share
+
+
+def absent_modalities(snapshot: Snapshot) -> None:
+    """Say which modalities nobody of the fit role has, if any: the network leaves them out."""
+    if snapshot.stats.absent:
+        which = ", ".join(snapshot.stats.absent)
+        say(f"train: warning: nobody of the fit role has {which}: the network leaves it out")
 
 
 def _sample(snapshot: Snapshot, seed: int) -> list[str]:

@@ -1,4 +1,5 @@
-"""The share of unknown tokens: of the fit role, the same each time, said once where it is large."""
+"""The share of unknown tokens: of the fit role, the same each time, said once where it is large;
+modalities that nobody has."""
 
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from models.data.stats import Scale, Stats
 from models.data.vocabulary import Vocabulary
 from ray_jobs.config import Config
 from ray_jobs.snapshot import Snapshot
-from ray_jobs.unknown import unknown_tokens
+from ray_jobs.unknown import absent_modalities, unknown_tokens
 
 
 @pytest.fixture
@@ -63,3 +64,15 @@ def test_known_words_are_not_worth_a_line(
 def test_an_encoder_that_does_not_exist_is_refused(demo_config: Config, snapshot: Snapshot) -> None:
     with pytest.raises(UserError, match="no-such-encoder"):
         unknown_tokens(with_encoder(demo_config, "no-such-encoder"), snapshot)
+
+
+def test_what_nobody_has_is_said_in_one_line(
+    snapshot: Snapshot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent_modalities(snapshot)
+    assert capsys.readouterr().out == ""
+    stats = snapshot.stats.model_copy(update={"absent": ("text", "social")})
+    absent_modalities(snapshot.model_copy(update={"stats": stats}))
+    assert capsys.readouterr().out == (
+        "train: warning: nobody of the fit role has text, social: the network leaves it out\n"
+    )
