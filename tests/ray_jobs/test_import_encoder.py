@@ -61,3 +61,26 @@ def test_what_is_wrong_names_the_wheel_and_leaves_nothing(
         assert said in error
         assert error.count("\n") == 1
         assert not folder.parent.exists()
+
+
+def test_a_folder_that_cannot_be_made(
+    weights: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("here already")
+    assert run(weights, tokenizer, file / "encoder") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"raycredit import-encoder: {file / 'encoder'}: cannot be written (")
+    assert file.read_text() == "here already"
+
+
+def test_nothing_is_half_written(
+    weights: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        assert [path.name for path in (tmp_path / "new").iterdir()] == [".encoder"]
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+    assert run(weights, tokenizer, tmp_path / "new" / "encoder") == 2
+    assert not list((tmp_path / "new").iterdir())

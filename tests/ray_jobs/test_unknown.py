@@ -74,5 +74,6 @@ def test_what_nobody_has_is_said_in_one_line(
     stats = snapshot.stats.model_copy(update={"absent": ("text", "social")})
     absent_modalities(snapshot.model_copy(update={"stats": stats}))
     assert capsys.readouterr().out == (
-        "train: warning: nobody of the fit role has text, social: the network leaves it out\n"
+        "train: nobody of the fit role has text or social: "
+        "the network leaves that out for everyone\n"
     )

@@ -171,6 +171,7 @@ def test_summaries_of_parts_give_the_stats_of_the_whole(
         frames = [part.to_frame() for part in parts]
         summary = merged(Summary.from_frame(frame, nobody, tasks) for frame in frames)
         assert summary is not None and summary.rank_error == 0
+        assert summary.having == known.having()
         stats = stats_of(vocabulary, summary, tasks)
         assert stats.model_dump(exclude={"targets"}) == whole.model_dump(exclude={"targets"})
         spend, expected = stats.targets["spend"], whole.targets["spend"]

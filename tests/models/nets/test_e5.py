@@ -125,6 +125,22 @@ def test_a_file_that_is_cut_off_is_refused(keep: int) -> None:
         encoder_of(packed(network())[:keep], FILE)
 
 
+@pytest.mark.parametrize(("place", "value"), [(16, 5), (24, 10**6), (8, 64), (56, 99)])
+def test_sizes_that_do_not_fit_are_refused(place: int, value: int) -> None:
+    """Of heads, words, width, and the token that pads."""
+    whole = bytearray(packed(network()))
+    whole[place : place + 4] = struct.pack("<i", value)
+    with pytest.raises(UserError, match=r"^wheel: damaged: \d+ words of \d+ in \d+ heads"):
+        encoder_of(bytes(whole), FILE)
+
+
+def test_a_tensor_of_another_kind_is_refused() -> None:
+    whole = packed(network())
+    place = whole.index(b"emb.word") + len(b"emb.word")
+    with pytest.raises(UserError, match=r"\(a tensor of kind 2\)$"):
+        encoder_of(whole[:place] + b"\x02" + whole[place + 1 :], FILE)
+
+
 def test_a_tensor_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"^wheel: no l1\.fo\.b of 32 numbers in it$"):
         encoder_of(packed(network(), leave_out="l1.fo.b"), FILE)
