@@ -48,8 +48,9 @@ def tenth(folder: Path, users: int) -> Tree:
     tree["tasks"] = {name: tree["tasks"][name] for name in ("default", "fraud")}
     del tree["roles"]["spend"], tree["oracle"]
     tree["stack"]["experts"] = []
-    # a tenth of the rows: more epochs of smaller steps, or the towers hardly move
-    tree["train"]["loop"] |= {"epochs": 10, "frozen_epochs": 8, "batch_rows": 32}
+    # steps of half the rows, and a rate at which so few are not learned by heart in an epoch
+    loop = {"epochs": 6, "frozen_epochs": 2, "batch_rows": 32, "learning_rate": 0.0015}
+    tree["train"]["loop"] |= loop
     tree["pretrain"] = {"text": {"max_texts": 10_000, "epochs": 2}, "behaviour": {}}
     return tree
 
