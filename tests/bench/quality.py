@@ -129,9 +129,7 @@ class Bench:
         starts = self._starts() if self.name == TENTH else ()
         for seed in seeds:
             alike = self._unpretrained(seed) if starts else {}
-            self._call("train", f"seed={seed}", *starts)
-            self._call("evaluate", f"seed={seed}", *starts)
-            config = load(str(self.path), [*self.overrides, f"seed={seed}"])
+            config = self._trained(seed, *starts)
             scorer, made = latest(config)
             if not peers:
                 peers = self._peers(config, made)
@@ -169,9 +167,7 @@ class Bench:
 
     def _unpretrained(self, seed: int) -> dict[str, Predictions]:
         """The predictions of a training without these."""
-        self._call("train", f"seed={seed}")
-        self._call("evaluate", f"seed={seed}")
-        config = load(str(self.path), [*self.overrides, f"seed={seed}"])
+        config = self._trained(seed)
         scored = scored_rows(config, latest(config)[1])
         own = {name: estimates(scored, name, task.kind) for name, task in config.tasks.items()}
         return {UNPRETRAINED: own}
@@ -194,6 +190,12 @@ class Bench:
         if self.name == RETAIL:
             return dict(zip((COLES, COLES_AND_FEATURES), coles(made, config.tasks), strict=True))
         return {}
+
+    def _trained(self, seed: int, *starts: str) -> Config:
+        """The configuration of a model that was trained and evaluated."""
+        for verb in ("train", "evaluate"):
+            self._call(verb, f"seed={seed}", *starts)
+        return load(str(self.path), [*self.overrides, f"seed={seed}"])
 
     def _call(self, verb: str, *overrides: str) -> None:
         sets = [part for one in (*self.overrides, *overrides) for part in ("--set", one)]
