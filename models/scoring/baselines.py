@@ -10,6 +10,7 @@ select role, and its output calibrated on the calibrate role by `models.scoring.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from models.data.schema import UserError
 from models.data.tasks import ROLES, Role, Task
 from models.scoring.calibrate import fit_amount, fit_binary
 from models.scoring.parts import labels_of
-from models.scoring.terms import fit_linear, fit_terms
+from models.scoring.terms import TermExpert, fit_term_expert
 from models.scoring.trees import Columns, fit_trees
 
 FloatArray = NDArray[np.float64]
@@ -56,40 +57,48 @@ def fit_baselines(
     `leave_out`: baselines that the experts of the model's own stack stand for.
     """
     notes: list[str] = []
+    labels = {
+        name: {role: labels_of(frames[role], name, task.kind) for role in ROLES}
+        for name, task in tasks.items()
+    }
+    reasons = {name: _not_learnable(of) for name, of in labels.items()}
+    learnable = {name: task for name, task in tasks.items() if reasons[name] is None}
+    terms: TermExpert | None = None
     matrices: dict[str, Mapping[Role, Any]] = {}
     if "lightgbm" not in leave_out:
         matrices["lightgbm"] = {role: columns.matrix(frames[role]) for role in ROLES}
     if "tfidf" not in leave_out:
         try:
-            terms = fit_terms(frames["fit"])
-            matrices["tfidf"] = {role: terms.matrix(frames[role]) for role in ROLES}
+            terms = fit_term_expert(frames["fit"], frames["select"], learnable)
+            matrices["tfidf"] = {role: terms.read(frames[role]) for role in ROLES}
         except UserError as error:
             notes.append(f"tfidf: left out, {error}")
     matrices["constant"] = {role: np.empty((frames[role].height, 0)) for role in ROLES}
     predictions: dict[str, dict[str, FloatArray]] = {}
     for name, task in tasks.items():
-        labels = {role: labels_of(frames[role], name, task.kind) for role in ROLES}
-        reason = _not_learnable(labels)
-        if reason:
-            notes.append(f"tasks.{name}: no baselines, {reason}")
+        if name not in learnable:
+            notes.append(f"tasks.{name}: no baselines, {reasons[name]}")
             predictions[name] = {}
             continue
-        fitters = _fitters(task, columns)
+        fitters = _fitters(name, task, columns, terms)
         predictions[name] = {
-            baseline: _predict(fitters[baseline], x, labels, task, seed)
+            baseline: _predict(fitters[baseline], x, labels[name], task, seed)
             for baseline, x in matrices.items()
         }
-        if task.kind == "binary" and not _two_values(labels["calibrate"]):
+        if task.kind == "binary" and not _two_values(labels[name]["calibrate"]):
             notes.append(f"tasks.{name}: baselines not calibrated, one outcome in that role")
     return Baselines(predictions=predictions, notes=tuple(notes))
 
 
-def _fitters(task: Task, columns: Columns) -> dict[str, Fitter]:
+def _fitters(
+    name: str, task: Task, columns: Columns, terms: TermExpert | None
+) -> dict[str, Fitter]:
     def trees(x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int) -> Predict:
         return fit_trees(task.kind, columns.codes, (x, y), (x_select, y_select), seed).raw
 
-    def line(x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int) -> Predict:
-        return fit_linear(task.kind, (x, y), (x_select, y_select)).raw
+    def line(*_: Any) -> Predict:  # fitted already: the lines of all tasks share their terms
+        assert terms is not None
+        return partial(terms.raw, name)
 
     constant = _constant_logit if task.kind == "binary" else _constant_amount
     return {"lightgbm": trees, "tfidf": line, "constant": constant}

@@ -59,7 +59,10 @@ def fit_experts(
     if "lightgbm" in names:
         experts["lightgbm"] = fit_tree_expert(fit, select, tasks, seed, resampling)
     if "tfidf" in names:
-        experts["tfidf"] = fit_term_expert(fit.frame, select.frame, tasks)
+        try:
+            experts["tfidf"] = fit_term_expert(fit.frame, select.frame, tasks)
+        except UserError as error:
+            raise UserError(f"stack.experts: tfidf: {error}") from error
     return experts
 
 

@@ -4,6 +4,7 @@ The one implementation of TF-IDF (Spärck Jones 1972) here: the expert that a st
 network, and the baseline that a report compares with. Shapes: N rows, V terms.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ FILE = "terms.json"
 INVERSE_PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the logistic regression
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)  # alpha of the ridge regression
 MAX_TERMS = 50_000
-MOSTLY = 0.5
+LONGEST = (2, 3)  # tokens of a term, at most: one of these, by the losses of the select role
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 # Chinese and Japanese are written without spaces: there a character is a token, elsewhere a word.
 TOKEN = rf"(?u)[{CJK}]|[^\W{CJK}]{{2,}}"
@@ -42,29 +43,37 @@ class Terms:
         self._vectorizer.idf_ = idf_V
 
     def matrix(self, frame: pl.DataFrame) -> csr_matrix:
-        """[N, V] of the joined texts of a frame's rows."""
-        if frame.is_empty():  # scikit-learn refuses an empty list
-            return csr_matrix((0, len(self.terms)), dtype=np.float32)
-        return self._vectorizer.transform(_joined(frame).to_list())
+        """[N, V]: of each text by itself, summed over the texts of a row.
+
+        Joined, the texts of a user who wrote three would count no more than a single one.
+        """
+        texts = _texts(frame)
+        if texts.is_empty():  # scikit-learn refuses an empty list
+            return csr_matrix((frame.height, len(self.terms)), dtype=np.float32)
+        # in an order of their own: a row's terms are summed alike, alone and in company
+        distinct = texts["text"].unique().sort()
+        at = texts["text"].replace_strict(distinct, np.arange(len(distinct)))
+        once = np.ones(len(at), dtype=np.float32)
+        shape = (frame.height, len(distinct))
+        wrote = csr_matrix((once, (texts["row"].to_numpy(), at.to_numpy())), shape)
+        summed = csr_matrix(wrote @ self._vectorizer.transform(distinct.to_list()))
+        summed.sort_indices()
+        return summed
 
 
-def fit_terms(fit: pl.DataFrame) -> Terms:
-    """The terms of the fit role's texts: words with their pairs; characters up to triples where
-    the texts are mostly Chinese or Japanese.
+def fit_terms(fit: pl.DataFrame, longest: int) -> Terms:
+    """The terms of up to `longest` tokens that stand in two texts of the fit role, or in more.
 
     Raises UserError where there is no term to learn from.
     """
     if "texts" not in fit.columns:
         raise UserError("there are no texts")
-    joined = _joined(fit)
-    letters = int(joined.str.count_matches(r"\p{L}").sum())
-    if not letters:
+    texts = _texts(fit)["text"].unique().sort()
+    if not texts.str.contains(r"\p{L}").any():
         raise UserError("the texts of the fit role have no letters")
-    cjk = int(joined.str.count_matches(r"[\p{Han}\p{Hiragana}\p{Katakana}]").sum())
-    longest = 3 if cjk / letters > MOSTLY else 2
     vectorizer = _vectorizer(longest)
     try:
-        vectorizer.fit(joined.to_list())
+        vectorizer.fit(texts.to_list())
     except ValueError as error:  # the only way it fails on strings: nothing is left after pruning
         raise UserError("no term occurs in two texts of the fit role") from error
     return Terms(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_, longest)
@@ -87,12 +96,14 @@ class Linear:
 
 def fit_linear(
     kind: Kind, fit: tuple[csr_matrix, FloatArray], select: tuple[csr_matrix, FloatArray]
-) -> Linear:
-    """L2-regularised; how strongly is chosen by the loss of the select role."""
+) -> tuple[Linear, float]:
+    """L2-regularised; how strongly is chosen by the loss of the select role, which is given."""
     return _logistic(fit, select) if kind == "binary" else _ridge(fit, select)
 
 
-def _logistic(fit: tuple[csr_matrix, FloatArray], select: tuple[csr_matrix, FloatArray]) -> Linear:
+def _logistic(
+    fit: tuple[csr_matrix, FloatArray], select: tuple[csr_matrix, FloatArray]
+) -> tuple[Linear, float]:
     """Logistic regression; C by the log-loss."""
 
     def loss(model: LogisticRegression) -> float:
@@ -105,10 +116,13 @@ def _logistic(fit: tuple[csr_matrix, FloatArray], select: tuple[csr_matrix, Floa
         if loss(weaker) >= loss(best):
             break
         best = weaker
-    return Linear("binary", best.coef_[0].astype(np.float64), float(best.intercept_[0]))
+    line = Linear("binary", best.coef_[0].astype(np.float64), float(best.intercept_[0]))
+    return line, loss(best)
 
 
-def _ridge(fit: tuple[csr_matrix, FloatArray], select: tuple[csr_matrix, FloatArray]) -> Linear:
+def _ridge(
+    fit: tuple[csr_matrix, FloatArray], select: tuple[csr_matrix, FloatArray]
+) -> tuple[Linear, float]:
     """Ridge regression of ln(1 + amount); alpha by the squared error."""
     target, held_out = np.log1p(fit[1]), np.log1p(select[1])
 
@@ -119,12 +133,14 @@ def _ridge(fit: tuple[csr_matrix, FloatArray], select: tuple[csr_matrix, FloatAr
     best = min(candidates, key=loss)
     # a line may leave the range of what was ever seen
     highest = float(target.max())
-    return Linear("amount", best.coef_.astype(np.float64), float(best.intercept_), highest)
+    line = Linear("amount", best.coef_.astype(np.float64), float(best.intercept_), highest)
+    return line, loss(best)
 
 
-def _joined(frame: pl.DataFrame) -> pl.Series:
-    """A user's texts as one."""
-    return frame["texts"].list.join(" ", ignore_nulls=True).fill_null("")
+def _texts(frame: pl.DataFrame) -> pl.DataFrame:
+    """`row` (its place) and `text`, of all that the rows' users wrote."""
+    lists = frame.select(text="texts").with_row_index("row")
+    return lists.explode("text").drop_nulls("text")
 
 
 def _vectorizer(longest: int, terms: list[str] | None = None) -> TfidfVectorizer:
@@ -216,20 +232,28 @@ class TermExpert:
 def fit_term_expert(
     fit: pl.DataFrame, select: pl.DataFrame, tasks: Mapping[str, Task]
 ) -> TermExpert:
-    """Lines of the fit role's rows, their penalty chosen on the select role.
+    """Lines of the fit role's rows; their penalty, and how long terms are, by the select role.
 
-    Both hold `texts` and the labels as `y_<task>`. A task without an outcome in the select role
-    has no line. Raises UserError where nobody wrote anything to learn from.
+    Both hold `texts` and the labels as `y_<task>`; the fit role has two outcomes or more of every
+    task. A task without an outcome in the select role has no line. Raises UserError where nobody
+    wrote anything to learn from.
     """
-    try:
-        terms = fit_terms(fit)
-    except UserError as error:
-        raise UserError(f"stack.experts: tfidf: {error}") from error
+    fitted = [_of_terms(fit_terms(fit, longest), fit, select, tasks) for longest in LONGEST]
+    # the smaller geometric mean: log-losses and squared errors have no common unit
+    return min(fitted, key=lambda one: math.prod(one[1]))[0]
+
+
+def _of_terms(
+    terms: Terms, fit: pl.DataFrame, select: pl.DataFrame, tasks: Mapping[str, Task]
+) -> tuple[TermExpert, list[float]]:
+    """The expert of such terms, and the select role's loss of each of its lines."""
     x_fit, x_select = terms.matrix(fit), terms.matrix(select)
-    lines = {}
+    lines, losses = {}, []
     for name, task in tasks.items():
-        learned = with_outcome(x_fit, fit, name, task.kind)
         judged = with_outcome(x_select, select, name, task.kind)
-        if len(judged[1]):
-            lines[name] = fit_linear(task.kind, learned, judged)
-    return TermExpert(terms, lines)
+        if not len(judged[1]):
+            continue
+        learned = with_outcome(x_fit, fit, name, task.kind)
+        lines[name], loss = fit_linear(task.kind, learned, judged)
+        losses.append(loss)
+    return TermExpert(terms, lines), losses
