@@ -115,6 +115,9 @@ def clothing(rating: bool) -> Write:
         categorical = ["division", "department", "class_name"]
         tree = _tree(folder, frame, "recommended", numeric, categorical)
         tree["features"]["max_tokens"] = 128
+        tree["network"] = {"text": {"layers": 4, "trainable_layers": 2}}
+        tree["stack"]["experts"] = ["lightgbm", "tfidf"]
+        tree["train"]["loop"]["epochs"] = 3
         return tree
 
     return write
