@@ -38,6 +38,7 @@ from tests.bench.parts.coles import coles
 from tests.bench.parts.contenders import estimates, evaluation_of, scored_rows, with_contender
 from tests.bench.parts.goals import (
     CHINESE,
+    CHINESE_TENTH,
     COLES,
     COLES_AND_FEATURES,
     MULTILINGUAL,
@@ -104,6 +105,14 @@ def main() -> None:
     print(json.dumps(result, default=_plain))
 
 
+@dataclass(frozen=True)
+class Starts:
+    """What a training is told to start from: pretrained encoders, or what it has without."""
+
+    pretrained: tuple[str, ...]
+    without: tuple[str, ...]
+
+
 class Bench:
     """A data set in a folder of its own."""
 
@@ -126,10 +135,10 @@ class Bench:
         if self.name == MULTILINGUAL:
             self.overrides = (f"network.text.encoder={self._imported()}", *self.overrides)
         runs, peers = Runs(), dict[str, Predictions]()
-        starts = self._starts() if self.name == TENTH else ()
+        starts = self._starts()
         for seed in seeds:
-            alike = self._unpretrained(seed) if starts else {}
-            config = self._trained(seed, *starts)
+            alike = self._unpretrained(seed, starts) if starts else {}
+            config = self._trained(seed, *(starts.pretrained if starts else ()))
             scorer, made = latest(config)
             if not peers:
                 peers = self._peers(config, made)
@@ -153,21 +162,37 @@ class Bench:
         (made,) = (apart / "work" / "pretrained").glob("text-*")
         return made
 
-    def _starts(self) -> tuple[str, ...]:
-        """Encoders pretrained on the lake's texts and events, as a training is told of them.
+    def _starts(self) -> Starts | None:
+        """What a training is told of encoders, where one that is pretrained has a rival.
 
-        They are made once, for all seeds.
+        Encoders are made once, for all seeds.
         """
+        if self.name == CHINESE_TENTH:
+            told = "network.text.encoder={}".format
+            made = self._pretrained()
+            return Starts((told(made),), (told(self._untrained(made)),))
+        if self.name != TENTH:
+            return None
         self._call("pretrain")
         folders = {
             path.name.split("-")[0]: path for path in (self.folder / "work").glob("pretrained/*-*")
         }
         keys = {"text": "network.text.encoder", "behaviour": "network.behaviour.pretrained"}
-        return tuple(f"{key}={folders[part]}" for part, key in keys.items())
+        return Starts(tuple(f"{key}={folders[part]}" for part, key in keys.items()), ())
 
-    def _unpretrained(self, seed: int) -> dict[str, Predictions]:
-        """The predictions of a training without these."""
-        config = self._trained(seed)
+    def _untrained(self, made: Path) -> Path:
+        """An encoder of the same shape, with the same tokenizer, that knows nothing."""
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        torch.manual_seed(1)
+        folder = self.folder / "untrained"
+        AutoModel.from_config(AutoConfig.from_pretrained(made)).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(made).save_pretrained(folder)
+        return folder
+
+    def _unpretrained(self, seed: int, starts: Starts) -> dict[str, Predictions]:
+        """The predictions of a training that starts without."""
+        config = self._trained(seed, *starts.without)
         scored = scored_rows(config, latest(config)[1])
         own = {name: estimates(scored, name, task.kind) for name, task in config.tasks.items()}
         return {UNPRETRAINED: own}

@@ -23,6 +23,7 @@ RETAIL, SIMULATED, TAIWAN = "online_retail", "simulated", "taiwan"
 TENTH = "tenth"  # of the labels
 CHINESE = "chinese"
 MULTILINGUAL = "chinese_multilingual"  # by an imported encoder
+CHINESE_TENTH = "chinese_tenth"  # of the labels
 TUNED = "tuned lightgbm"
 UNPRETRAINED = "not pretrained"
 COLES, COLES_AND_FEATURES = "coles", "coles, features"
@@ -41,6 +42,7 @@ RIVALS: Mapping[str, tuple[tuple[str, ...], float, bool]] = {
     RETAIL: (("lightgbm", COLES, COLES_AND_FEATURES), BEHIND, True),
     TAIWAN: ((TUNED,), 0.0, False),
     TENTH: ((UNPRETRAINED,), 0.0, True),
+    CHINESE_TENTH: ((UNPRETRAINED,), 0.0, True),
     CHINESE: (("tfidf",), 0.0, False),
     MULTILINGUAL: (("tfidf",), 0.0, False),
 }
