@@ -1,4 +1,5 @@
-"""A training on as many ranks as there is room for: it goes on with fewer when a node is lost."""
+"""A training on as many ranks as there is room for: it goes on with fewer when a node is lost, and
+with more again when another one comes."""
 
 import json
 import subprocess
@@ -16,7 +17,7 @@ from ray_jobs.config import Config
 from tests.faults.conftest import LONGEST_S, Nodes
 from tests.faults.test_train_killed import copy_of, known
 
-EPOCHS = 6
+EPOCHS = 40  # room is looked for once a minute
 RANK, CONTROLLER = "RayTrainWorker", "TrainController"
 TICK_S = 0.05
 pytestmark = pytest.mark.faults
@@ -46,31 +47,37 @@ def running(raylet: int, what: str) -> int:
     return found
 
 
-def test_a_node_is_lost(demo_run: Config, tmp_path: Path, roomy: Nodes) -> None:
+def test_a_node_is_lost_and_another_comes(demo_run: Config, tmp_path: Path, roomy: Nodes) -> None:
     config = copy_of(demo_run, tmp_path, 2)
     tree = yaml.safe_load((tmp_path / "config.yaml").read_text())
     tree["train"] |= {"workers": [1, 2], "cpus_per_worker": 2.0}
     tree["train"]["loop"] |= {"epochs": EPOCHS, "patience": EPOCHS}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     roomy.ask("nodes")
-    first, second = roomy.raylets
     with (tmp_path / "said").open("w") as said:
         job = subprocess.Popen(
             [sys.executable, "-m", "ray_jobs", "train", "-c", "config.yaml", "--name", "elastic"],
             cwd=tmp_path, env=roomy.environment, stdout=said, stderr=said, text=True,
         )  # fmt: skip
     roomy.drivers.append(job)
-    deadline, later = time.monotonic() + 2 * LONGEST_S, []
+    deadline = time.monotonic() + 3 * LONGEST_S
+    lost = fewer = more = 0  # the checkpoint of then
     while job.poll() is None and time.monotonic() < deadline:
-        ranks = [running(raylet, RANK) for raylet in (first, second)]
-        if len(roomy.raylets) == 1:
-            later.append(sum(ranks))
-        elif ranks == [1, 1] and known(config, "elastic"):
+        ranks, checkpoint = [running(r, RANK) for r in roomy.raylets], known(config, "elastic")
+        if not lost and ranks == [1, 1] and checkpoint:
+            first, second = roomy.raylets
             roomy.ask(f"kill {first if running(second, CONTROLLER) else second}")
+            lost = checkpoint
+        elif not fewer and ranks == [1] and checkpoint > lost:
+            roomy.ask("add")
+            fewer = checkpoint
+        elif fewer and ranks == [1, 1] and checkpoint > fewer:
+            more = checkpoint
         time.sleep(TICK_S)
     assert job.returncode == 0, (tmp_path / "said").read_text()
-    assert [number for number in later if number][-1] == 1
+    assert 0 < lost < fewer < more
     (found,) = Path(config.work, "artifacts").glob("*.epochs.json")
     epochs = json.loads(found.read_text())
     assert [epoch["epoch"] for epoch in epochs] == list(range(EPOCHS))
-    assert epochs[-1]["select_loss"] < epochs[0]["select_loss"]
+    losses = [epoch["select_loss"] for epoch in epochs]
+    assert min(losses) < losses[0]
