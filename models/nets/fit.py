@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -26,6 +26,7 @@ from models.nets.sharding import evened, gathered, like
 from models.nets.tally import Tally
 
 Batches = Callable[[int], Iterable[Batch]]  # of an epoch
+T = TypeVar("T")
 RACE = (768, 768)  # a matrix product of about this size tells which precision is faster
 CLEARLY = 1.3  # so that noise does not decide
 USERS_NAMED = 5
@@ -248,11 +249,7 @@ class Loop:
             if not math.isfinite(loss):
                 own = f"step {self.step + place}: the loss is {loss} for {_users(batch)}"
                 break
-        found = [own]
-        if distributed.is_available() and distributed.is_initialized():
-            found = [None] * distributed.get_world_size()
-            distributed.all_gather_object(found, own)
-        said = (one for one in found if one is not None)
+        said = (one for one in _of_all_ranks(own) if one is not None)
         return next(said, f"step {self.step}: the gradient is not finite")
 
     def _unsynchronised(self) -> AbstractContextManager[Any]:
@@ -310,8 +307,14 @@ class Loop:
 def autocast(
     precision: Literal["auto", "bf16", "fp32"], device: torch.device
 ) -> Callable[[], AbstractContextManager[Any]]:
-    """bf16 where asked for, or by itself where this device multiplies it clearly faster."""
-    use = precision == "bf16" or (precision == "auto" and bf16_is_faster(device))
+    """bf16 where asked for, or by itself where every rank's device multiplies it clearly faster.
+
+    In a distributed run every rank must ask: a rank with another precision than the others' would
+    hold them up in each step.
+    """
+    use = precision == "bf16" or (
+        precision == "auto" and all(_of_all_ranks(bf16_is_faster(device)))
+    )
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=use)
 
 
@@ -320,16 +323,26 @@ def bf16_is_faster(device: torch.device) -> bool:
     some are twice as fast in bf16 and some twice as slow."""
     if device.type == "cuda":
         return True
-    seconds = {}
-    for kind in (torch.float32, torch.bfloat16):
-        left, right = torch.ones(RACE, dtype=kind), torch.ones(RACE, dtype=kind)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            left @ right
-            times.append(time.perf_counter() - start)
-        seconds[kind] = min(times)
-    return seconds[torch.bfloat16] * CLEARLY < seconds[torch.float32]
+    ones = [torch.ones(RACE, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
+    rounds = [(_cpu_s(ones[0]), _cpu_s(ones[1])) for _ in range(5)]
+    fp32, bf16 = min(a for a, _ in rounds), min(b for _, b in rounds)
+    return bf16 * CLEARLY < fp32
+
+
+def _cpu_s(ones: Tensor) -> float:
+    """Seconds of this thread alone for a product: ranks start while much else does."""
+    start = time.thread_time()
+    ones @ ones
+    return time.thread_time() - start
+
+
+def _of_all_ranks(own: T) -> list[T]:
+    """What every rank has to say."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [own]
+    found = [own] * distributed.get_world_size()
+    distributed.all_gather_object(found, own)
+    return found
 
 
 def _users(batch: Batch) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import distributed
+from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from models.data.batch import Batch
 from models.data.schema import UserError
+from models.nets import fit as fitting
 from models.nets.fit import Epoch, FitConfig, Loop, Step, autocast
 from models.nets.network import Network
 
@@ -285,6 +286,24 @@ def test_full_precision_is_kept_when_asked_for() -> None:
         assert (one @ one).dtype == torch.float32
     with autocast("bf16", CPU)():
         assert (one @ one).dtype == torch.bfloat16
+
+
+def half_is_taken(rank: int, folder: Path, opinions: tuple[bool, bool]) -> None:
+    """A rank of two, with an opinion of its own on what is faster; leaves what it takes."""
+    store = f"file://{folder}/store"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    fitting.bf16_is_faster = lambda _: opinions[rank]  # type: ignore[assignment]
+    with autocast("auto", CPU)():
+        one = torch.ones(2, 2)
+        (folder / f"{rank}").write_text(str((one @ one).dtype))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("opinions", [(True, True), (True, False)])
+def test_ranks_agree_on_a_precision(tmp_path: Path, opinions: tuple[bool, bool]) -> None:
+    multiprocessing.spawn(half_is_taken, (tmp_path, opinions), nprocs=2)
+    taken = str(torch.bfloat16 if all(opinions) else torch.float32)
+    assert [(tmp_path / f"{rank}").read_text() for rank in range(2)] == [taken, taken]
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 3])
