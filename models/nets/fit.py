@@ -26,6 +26,7 @@ from models.nets.sharding import evened, gathered, like
 from models.nets.tally import Tally
 
 Batches = Callable[[int], Iterable[Batch]]  # of an epoch
+Precision = Literal["bf16", "fp32"]
 T = TypeVar("T")
 RACE = (768, 768)  # a matrix product of about this size tells which precision is faster
 CLEARLY = 1.3  # so that noise does not decide
@@ -96,7 +97,8 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.average = Average(self.network, config.average_decay)
-        self.autocast = autocast(config.precision, device)
+        self.precision = agreed_precision(config.precision, device)
+        self.autocast = autocast(self.precision, device)
         self.epoch = 0
         self.step = 0  # batches of this epoch that were trained on
         self.best_loss = math.inf
@@ -304,17 +306,22 @@ class Loop:
         return (means * means.new_tensor(weights)).sum()
 
 
-def autocast(
-    precision: Literal["auto", "bf16", "fp32"], device: torch.device
-) -> Callable[[], AbstractContextManager[Any]]:
-    """bf16 where asked for, or by itself where every rank's device multiplies it clearly faster.
+def agreed_precision(asked: Literal["auto", Precision], device: torch.device) -> Precision:
+    """What is asked for; by itself bf16 where every rank's device multiplies it clearly faster.
 
     In a distributed run every rank must ask: a rank with another precision than the others' would
     hold them up in each step.
     """
-    use = precision == "bf16" or (
-        precision == "auto" and all(_of_all_ranks(bf16_is_faster(device)))
-    )
+    if asked != "auto":
+        return asked
+    return "bf16" if all(_of_all_ranks(bf16_is_faster(device))) else "fp32"
+
+
+def autocast(
+    precision: Precision, device: torch.device
+) -> Callable[[], AbstractContextManager[Any]]:
+    """What to compute a loss within."""
+    use = precision == "bf16"
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=use)
 
 

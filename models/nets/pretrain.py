@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.data.schema import UserError
 from models.nets.config import PretrainLoop
-from models.nets.fit import autocast
+from models.nets.fit import agreed_precision, autocast
 
 T = TypeVar("T")
 WARMUP = 0.1  # share of all steps
@@ -38,7 +38,7 @@ def descend(
     optimizer = torch.optim.AdamW(parameters, config.learning_rate)
     total = steps * config.epochs
     schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP * total), total)
-    half = autocast("auto", device)
+    half = autocast(agreed_precision("auto", device), device)
     means = []
     for epoch in range(config.epochs):
         losses = []

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.data.batch import Batch
 from models.data.tasks import Role
-from models.nets.fit import autocast
+from models.nets.fit import agreed_precision, autocast
 from models.nets.network import Network
 from ray_jobs import snapshot
 from ray_jobs.config import Config
@@ -61,7 +61,8 @@ def main(folder: Path) -> None:
         return own.iter_slices(size) if role == "fit" else ()
 
     loader = Loader(config, made, frames, ranks)
-    half = autocast(config.train.loop.precision, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    half = autocast(agreed_precision(config.train.loop.precision, cpu), cpu)
     epochs = [list(loader.fit(number)) for number in range(2)]
     network = network_of(config, made).train()
     model = DistributedDataParallel(network)

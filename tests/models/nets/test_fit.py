@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.data.batch import Batch
 from models.data.schema import UserError
 from models.nets import fit as fitting
-from models.nets.fit import Epoch, FitConfig, Loop, Step, autocast
+from models.nets.fit import Epoch, FitConfig, Loop, Step, agreed_precision, autocast
 from models.nets.network import Network
 
 CPU = torch.device("cpu")
@@ -293,16 +293,14 @@ def half_is_taken(rank: int, folder: Path, opinions: tuple[bool, bool]) -> None:
     store = f"file://{folder}/store"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     fitting.bf16_is_faster = lambda _: opinions[rank]  # type: ignore[assignment]
-    with autocast("auto", CPU)():
-        one = torch.ones(2, 2)
-        (folder / f"{rank}").write_text(str((one @ one).dtype))
+    (folder / f"{rank}").write_text(agreed_precision("auto", CPU))
     distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("opinions", [(True, True), (True, False)])
 def test_ranks_agree_on_a_precision(tmp_path: Path, opinions: tuple[bool, bool]) -> None:
     multiprocessing.spawn(half_is_taken, (tmp_path, opinions), nprocs=2)
-    taken = str(torch.bfloat16 if all(opinions) else torch.float32)
+    taken = "bf16" if all(opinions) else "fp32"
     assert [(tmp_path / f"{rank}").read_text() for rank in range(2)] == [taken, taken]
 
 
