@@ -79,6 +79,6 @@ def _line(epoch: dict[str, Any], loop: Loop) -> str:
     return (
         f"epoch {epoch['epoch']}: train loss {epoch['train_loss']:.4f}, "
         f"select loss {epoch['select_loss']:.4f}, {epoch['rows_per_s']:.0f} rows/s "
-        f"in {loop.precision}, {epoch['waiting']:.1%} waiting for data, "
+        f"in {epoch['precision']}, {epoch['waiting']:.1%} waiting for data, "
         f"{epoch['padding']:.1%} padding, {left:.0f} s left at most"
     )

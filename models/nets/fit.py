@@ -19,14 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from models.data.batch import Batch
 from models.data.schema import UserError
 from models.nets.average import Average
-from models.nets.config import FitConfig
+from models.nets.config import FitConfig, Precision
 from models.nets.network import Network
 from models.nets.parameter_groups import parameter_groups
 from models.nets.sharding import evened, gathered, like
 from models.nets.tally import Tally
 
 Batches = Callable[[int], Iterable[Batch]]  # of an epoch
-Precision = Literal["bf16", "fp32"]
 T = TypeVar("T")
 RACE = (768, 768)  # a matrix product of about this size tells which precision is faster
 CLEARLY = 1.3  # so that noise does not decide
@@ -46,6 +45,7 @@ class Epoch:
     rows_per_s: float  # of all ranks
     waiting: float  # share of the time without a batch to work on
     padding: float  # share of the texts' tokens
+    precision: Precision  # of its products
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a report or a log."""
@@ -98,7 +98,6 @@ class Loop:
             group["initial_lr"] = group["lr"]
         self.average = Average(self.network, config.average_decay)
         self.precision = agreed_precision(config.precision, device)
-        self.autocast = autocast(self.precision, device)
         self.epoch = 0
         self.step = 0  # batches of this epoch that were trained on
         self.best_loss = math.inf
@@ -134,6 +133,7 @@ class Loop:
             "position": (self.epoch, self.step, self.steps_per_epoch),
             "best_loss": self.best_loss,
             "stale": self.stale,
+            "precision": self.precision,
         }
 
     def own_state(self) -> dict[str, Any]:
@@ -157,6 +157,7 @@ class Loop:
         self.step = step * self.steps_per_epoch // steps
         self.best_loss = state["best_loss"]
         self.stale = state["stale"]
+        self.precision = state["precision"]
         if own is not None:
             torch.set_rng_state(own["random"])
             if own["random_cuda"] is not None:
@@ -235,7 +236,7 @@ class Loop:
         """Add the gradients of a batch, one of so many; its loss."""
         assert self.model is not None
         moved = evened(batch.to(self.device), self.network)
-        with self.autocast():
+        with autocast(self.precision, self.device):
             outputs = self.model(moved)
         sums, alone = self.network.loss(outputs, moved)
         objective = self.network.heads.objective(outputs.tasks, moved.labels_BK)
@@ -273,7 +274,7 @@ class Loop:
         tally = self._tally()
         for batch in batches:
             moved = evened(batch.to(self.device), self.network)
-            with self.autocast():
+            with autocast(self.precision, self.device):
                 outputs = self.network(moved)
             tally.add(batch, self.network.loss(outputs, moved)[0])
         return tally.over_ranks(self.device)
@@ -294,6 +295,7 @@ class Loop:
             rows_per_s=train.rows / own_seconds,
             waiting=train.waiting,
             padding=train.padding,
+            precision=self.precision,
         )
         self.best_loss = min(loss, self.best_loss)
         self.stale = 0 if epoch.best else self.stale + 1
@@ -317,12 +319,9 @@ def agreed_precision(asked: Literal["auto", Precision], device: torch.device) ->
     return "bf16" if all(_of_all_ranks(bf16_is_faster(device))) else "fp32"
 
 
-def autocast(
-    precision: Precision, device: torch.device
-) -> Callable[[], AbstractContextManager[Any]]:
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """What to compute a loss within."""
-    use = precision == "bf16"
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=use)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def bf16_is_faster(device: torch.device) -> bool:

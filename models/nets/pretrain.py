@@ -38,13 +38,13 @@ def descend(
     optimizer = torch.optim.AdamW(parameters, config.learning_rate)
     total = steps * config.epochs
     schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP * total), total)
-    half = autocast(agreed_precision("auto", device), device)
+    precision = agreed_precision("auto", device)
     means = []
     for epoch in range(config.epochs):
         losses = []
         for step, batch in enumerate(batches(epoch)):
             progress(epoch * steps + step, total)
-            with half():
+            with autocast(precision, device):
                 loss = loss_of(batch)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):

@@ -4,8 +4,9 @@
 - tfidf: a linear model on TF-IDF of the user's texts (`models.scoring.terms`);
 - constant: the base rate, or the mean amount.
 
-Each is fitted on the fit role, its free choice (rounds, strength of regularisation) made on the
-select role, and its output calibrated on the calibrate role by `models.scoring.calibrate`.
+Each is fitted on the fit role, its free choices (rounds, strength of regularisation, length of
+terms) made on the select role, and its output calibrated on the calibrate role by
+`models.scoring.calibrate`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -80,54 +81,48 @@ def fit_baselines(
             notes.append(f"tasks.{name}: no baselines, {reasons[name]}")
             predictions[name] = {}
             continue
-        fitters = _fitters(name, task, columns, terms)
-        predictions[name] = {
-            baseline: _predict(fitters[baseline], x, labels[name], task, seed)
-            for baseline, x in matrices.items()
-        }
+        known = {role: np.flatnonzero(np.isfinite(y)) for role, y in labels[name].items()}
+        y = {role: labels[name][role][known[role]] for role in ROLES}
+        predictions[name] = {}
+        for baseline, x in matrices.items():
+            if (
+                terms is not None and baseline == "tfidf"
+            ):  # the lines of all tasks share their terms
+                fitted: Predict = partial(terms.raw, name)
+            else:
+                learned = x["fit"][known["fit"]], y["fit"]
+                judged = x["select"][known["select"]], y["select"]
+                fitted = _fitters(task, columns)[baseline](*learned, *judged, seed)
+            held_out = x["calibrate"][known["calibrate"]], y["calibrate"]
+            predictions[name][baseline] = _predict(fitted, held_out, x["test"], task, seed)
         if task.kind == "binary" and not _two_values(labels[name]["calibrate"]):
             notes.append(f"tasks.{name}: baselines not calibrated, one outcome in that role")
     return Baselines(predictions=predictions, notes=tuple(notes))
 
 
-def _fitters(
-    name: str, task: Task, columns: Columns, terms: TermExpert | None
-) -> dict[str, Fitter]:
+def _fitters(task: Task, columns: Columns) -> dict[str, Fitter]:
     def trees(x: Any, y: FloatArray, x_select: Any, y_select: FloatArray, seed: int) -> Predict:
         return fit_trees(task.kind, columns.codes, (x, y), (x_select, y_select), seed).raw
 
-    def line(*_: Any) -> Predict:  # fitted already: the lines of all tasks share their terms
-        assert terms is not None
-        return partial(terms.raw, name)
-
     constant = _constant_logit if task.kind == "binary" else _constant_amount
-    return {"lightgbm": trees, "tfidf": line, "constant": constant}
+    return {"lightgbm": trees, "constant": constant}
 
 
 def _predict(
-    fitter: Fitter,
-    x: Mapping[Role, Any],
-    labels: Mapping[Role, FloatArray],
-    task: Task,
-    seed: int,
+    fitted: Predict, calibrate: tuple[Any, FloatArray], test: Any, task: Task, seed: int
 ) -> FloatArray:
-    """Fit on the known rows of fit and select, calibrate, predict every test row."""
-    known = {role: np.flatnonzero(np.isfinite(y)) for role, y in labels.items()}
-    y = {role: labels[role][known[role]] for role in ROLES}
-    fitted = fitter(
-        x["fit"][known["fit"]], y["fit"], x["select"][known["select"]], y["select"], seed
-    )
+    """Calibrated on the known rows of that role, every test row."""
 
     def raw(rows: Any) -> FloatArray:
         # the libraries refuse a matrix without rows
         return np.asarray(fitted(rows) if rows.shape[0] else [], dtype=np.float64)
 
-    held_out, test = raw(x["calibrate"][known["calibrate"]]), raw(x["test"])
+    held_out, y, found = raw(calibrate[0]), calibrate[1], raw(test)
     if task.kind == "amount":
-        return fit_amount(held_out, y["calibrate"]).apply(test) if len(held_out) else test
-    if not _two_values(y["calibrate"]):
-        return np.asarray(expit(test), dtype=np.float64)
-    return fit_binary(held_out, y["calibrate"], seed=seed).apply(test)
+        return fit_amount(held_out, y).apply(found) if len(held_out) else found
+    if not _two_values(y):
+        return np.asarray(expit(found), dtype=np.float64)
+    return fit_binary(held_out, y, seed=seed).apply(found)
 
 
 def _two_values(y: FloatArray) -> bool:

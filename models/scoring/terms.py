@@ -61,14 +61,14 @@ class Terms:
         return summed
 
 
-def fit_terms(fit: pl.DataFrame, longest: int) -> Terms:
-    """The terms of up to `longest` tokens that stand in two texts of the fit role, or in more.
+def _fit_terms(fit: pl.DataFrame, longest: int) -> Terms:
+    """The terms of up to `longest` tokens that the fit role's rows hold twice or more often.
 
     Raises UserError where there is no term to learn from.
     """
     if "texts" not in fit.columns:
         raise UserError("there are no texts")
-    texts = _texts(fit)["text"].unique().sort()
+    texts = _texts(fit)["text"]
     if not texts.str.contains(r"\p{L}").any():
         raise UserError("the texts of the fit role have no letters")
     vectorizer = _vectorizer(longest)
@@ -94,10 +94,10 @@ class Linear:
         return line if self.kind == "binary" else np.expm1(np.clip(line, 0.0, self.highest))
 
 
-def fit_linear(
+def _fit_linear(
     kind: Kind, fit: tuple[csr_matrix, FloatArray], select: tuple[csr_matrix, FloatArray]
 ) -> tuple[Linear, float]:
-    """L2-regularised; how strongly is chosen by the loss of the select role, which is given."""
+    """L2-regularised, as strongly as the select role's loss says; the line, and that loss."""
     return _logistic(fit, select) if kind == "binary" else _ridge(fit, select)
 
 
@@ -238,7 +238,7 @@ def fit_term_expert(
     task. A task without an outcome in the select role has no line. Raises UserError where nobody
     wrote anything to learn from.
     """
-    fitted = [_of_terms(fit_terms(fit, longest), fit, select, tasks) for longest in LONGEST]
+    fitted = [_of_terms(_fit_terms(fit, longest), fit, select, tasks) for longest in LONGEST]
     # the smaller geometric mean: log-losses and squared errors have no common unit
     return min(fitted, key=lambda one: math.prod(one[1]))[0]
 
@@ -254,6 +254,6 @@ def _of_terms(
         if not len(judged[1]):
             continue
         learned = with_outcome(x_fit, fit, name, task.kind)
-        lines[name], loss = fit_linear(task.kind, learned, judged)
+        lines[name], loss = _fit_linear(task.kind, learned, judged)
         losses.append(loss)
     return TermExpert(terms, lines), losses

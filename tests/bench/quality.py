@@ -137,8 +137,8 @@ class Bench:
         runs, peers = Runs(), dict[str, Predictions]()
         starts = self._starts()
         for seed in seeds:
-            alike = self._unpretrained(seed, starts) if starts else {}
-            config = self._trained(seed, *(starts.pretrained if starts else ()))
+            alike = {} if starts is None else self._unpretrained(seed, starts.without)
+            config = self._trained(seed, *(() if starts is None else starts.pretrained))
             scorer, made = latest(config)
             if not peers:
                 peers = self._peers(config, made)
@@ -190,9 +190,9 @@ class Bench:
         AutoTokenizer.from_pretrained(made).save_pretrained(folder)
         return folder
 
-    def _unpretrained(self, seed: int, starts: Starts) -> dict[str, Predictions]:
+    def _unpretrained(self, seed: int, told: Sequence[str]) -> dict[str, Predictions]:
         """The predictions of a training that starts without."""
-        config = self._trained(seed, *starts.without)
+        config = self._trained(seed, *told)
         scored = scored_rows(config, latest(config)[1])
         own = {name: estimates(scored, name, task.kind) for name, task in config.tasks.items()}
         return {UNPRETRAINED: own}

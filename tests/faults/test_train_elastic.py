@@ -61,21 +61,23 @@ def test_a_node_is_lost_and_another_comes(demo_run: Config, tmp_path: Path, room
         )  # fmt: skip
     roomy.drivers.append(job)
     deadline = time.monotonic() + 3 * LONGEST_S
-    lost = fewer = more = 0  # the checkpoint of then
+    lost = fewer = back = more = 0  # the last checkpoint of then
     while job.poll() is None and time.monotonic() < deadline:
         ranks, checkpoint = [running(r, RANK) for r in roomy.raylets], known(config, "elastic")
         if not lost and ranks == [1, 1] and checkpoint:
             first, second = roomy.raylets
             roomy.ask(f"kill {first if running(second, CONTROLLER) else second}")
-            lost = checkpoint
-        elif not fewer and ranks == [1] and checkpoint > lost:
+            lost = known(config, "elastic")
+        elif lost and not fewer and ranks == [1] and checkpoint > lost:
             roomy.ask("add")
             fewer = checkpoint
-        elif fewer and ranks == [1, 1] and checkpoint > fewer:
+        elif fewer and not back and ranks == [1, 1]:
+            back = checkpoint
+        elif back and ranks == [1, 1] and checkpoint > back:
             more = checkpoint
         time.sleep(TICK_S)
     assert job.returncode == 0, (tmp_path / "said").read_text()
-    assert 0 < lost < fewer < more
+    assert 0 < lost < fewer <= back < more
     (found,) = Path(config.work, "artifacts").glob("*.epochs.json")
     epochs = json.loads(found.read_text())
     assert [epoch["epoch"] for epoch in epochs] == list(range(EPOCHS))

@@ -8,10 +8,8 @@ FOLDER holds what `tests.bench.train` prepared. The first epoch warms up, the la
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
@@ -20,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.data.batch import Batch
 from models.data.tasks import Role
+from models.nets.config import Precision
 from models.nets.fit import agreed_precision, autocast
 from models.nets.network import Network
 from ray_jobs import snapshot
@@ -27,17 +26,19 @@ from ray_jobs.config import Config
 from ray_jobs.loader import Loader
 from ray_jobs.rank import network_of
 
+CPU = torch.device("cpu")
+
 
 def epoch(
     network: Network,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    half: Callable[[], AbstractContextManager[Any]],
+    precision: Precision,
     batches: list[Batch],
 ) -> int:
     """Train on the batches; how many rows they have."""
     for batch in batches:
-        with half():
+        with autocast(precision, CPU):
             outputs = model(batch)
         objective = network.heads.objective(outputs.tasks, batch.labels_BK)
         loss = objective + 0.5 * network.loss(outputs, batch)[1]
@@ -61,17 +62,16 @@ def main(folder: Path) -> None:
         return own.iter_slices(size) if role == "fit" else ()
 
     loader = Loader(config, made, frames, ranks)
-    cpu = torch.device("cpu")
-    half = autocast(agreed_precision(config.train.loop.precision, cpu), cpu)
+    precision = agreed_precision(config.train.loop.precision, CPU)
     epochs = [list(loader.fit(number)) for number in range(2)]
     network = network_of(config, made).train()
     model = DistributedDataParallel(network)
     learned = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
-    epoch(network, model, optimizer, half, epochs[0])
+    epoch(network, model, optimizer, precision, epochs[0])
     distributed.barrier()
     start = time.perf_counter()
-    count = epoch(network, model, optimizer, half, epochs[1])
+    count = epoch(network, model, optimizer, precision, epochs[1])
     distributed.barrier()
     if rank == 0:
         print(json.dumps({"rows_per_s": ranks * count / (time.perf_counter() - start)}))

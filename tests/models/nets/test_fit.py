@@ -282,9 +282,9 @@ def test_half_precision_trains_too(make_network: Make, batches: list[Batch]) -> 
 
 def test_full_precision_is_kept_when_asked_for() -> None:
     one = torch.ones(2, 2)
-    with autocast("fp32", CPU)():
+    with autocast("fp32", CPU):
         assert (one @ one).dtype == torch.float32
-    with autocast("bf16", CPU)():
+    with autocast("bf16", CPU):
         assert (one @ one).dtype == torch.bfloat16
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.data.features import Features
 from models.data.schema import UserError
 from models.data.tasks import Task
+from models.scoring.expert import fit_experts
 from models.scoring.metrics import measure
 from models.scoring.terms import TermExpert, fit_term_expert
 
@@ -120,6 +122,23 @@ def test_nothing_to_learn_from_is_said(texts: list[str] | None, said: str) -> No
     bare = frame.drop("texts") if texts is None else frame
     with pytest.raises(UserError, match=said):
         fit_term_expert(bare, bare, {})
+
+
+def test_a_text_that_many_wrote_is_learned_from() -> None:
+    """One of a list of answers: no word of it stands in another text."""
+    answers = pl.Series(["job loss", "medical bills", None] * N)
+    fit = pl.DataFrame({"texts": [[] if a is None else [a] for a in answers]})
+    fit = fit.with_columns(y_default=pl.Series([1.0, 0.0, 0.0] * N))
+    expert = fit_term_expert(fit, fit, {"default": TASKS["default"]})
+    asked, other, silent = expert.raw("default", expert.read(fit[:3]))
+    assert asked > max(other, silent)
+
+
+def test_a_stack_names_its_expert() -> None:
+    bare = pl.DataFrame({"texts": [[]] * 3}, schema={"texts": pl.List(pl.String)})
+    rows = Features(bare, (), (), ())
+    with pytest.raises(UserError, match=r"stack\.experts: tfidf: .*no letters"):
+        fit_experts(("tfidf",), rows, rows, {}, seed=1)
 
 
 def test_a_file_of_other_lengths_is_refused(expert: TermExpert, tmp_path: Path) -> None:
