@@ -183,7 +183,9 @@ class Bench:
     def _untrained(self, made: Path) -> Path:
         """An encoder of the same shape, with the same tokenizer, that knows nothing."""
         from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         torch.manual_seed(1)
         folder = self.folder / "untrained"
         AutoModel.from_config(AutoConfig.from_pretrained(made)).save_pretrained(folder)
