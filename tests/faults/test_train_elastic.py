@@ -17,7 +17,7 @@ from ray_jobs.config import Config
 from tests.faults.conftest import LONGEST_S, Nodes
 from tests.faults.test_train_killed import copy_of, known
 
-EPOCHS = 40  # room is looked for once a minute
+EPOCHS = 60  # room is looked for once a minute
 RANK, CONTROLLER = "RayTrainWorker", "TrainController"
 TICK_S = 0.05
 pytestmark = pytest.mark.faults
