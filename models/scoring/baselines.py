@@ -85,9 +85,8 @@ def fit_baselines(
         y = {role: labels[name][role][known[role]] for role in ROLES}
         predictions[name] = {}
         for baseline, x in matrices.items():
-            if (
-                terms is not None and baseline == "tfidf"
-            ):  # the lines of all tasks share their terms
+            if terms is not None and baseline == "tfidf":
+                # fitted already: the lines of all tasks share their terms
                 fitted: Predict = partial(terms.raw, name)
             else:
                 learned = x["fit"][known["fit"]], y["fit"]
