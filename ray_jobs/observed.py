@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor
 
 from models.nets.network import Network, Outputs
+from models.nets.ranks import of_all_ranks
 from models.nets.text import load_tokenizer
 from models.scoring.calibrate import fit_platt
 from models.scoring.metrics import measure
@@ -42,13 +43,9 @@ class Observer:
 
     def figures(self) -> dict[str, float]:
         """The figures of the rows since the last call, over all ranks."""
-        pairs = torch.cat(self._pairs, 1)
+        own = torch.cat(self._pairs, 1)
         self._pairs.clear()
-        if distributed.is_available() and distributed.is_initialized():
-            shards: list[Tensor] = [pairs] * distributed.get_world_size()
-            distributed.all_gather_object(shards, pairs)
-            pairs = torch.cat(shards, 1)
-        label, logit = pairs.double()
+        label, logit = torch.cat(of_all_ranks(own), 1).double()
         return self._figures(label.numpy(), logit.numpy())
 
 

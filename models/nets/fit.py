@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.data.batch import Batch
@@ -22,11 +22,11 @@ from models.nets.average import Average
 from models.nets.config import FitConfig, Precision
 from models.nets.network import Network
 from models.nets.parameter_groups import parameter_groups
+from models.nets.ranks import of_all_ranks
 from models.nets.sharding import evened, gathered, like
 from models.nets.tally import Tally
 
 Batches = Callable[[int], Iterable[Batch]]  # of an epoch
-T = TypeVar("T")
 RACE = (768, 768)  # a matrix product of about this size tells which precision is faster
 CLEARLY = 1.3  # so that noise does not decide
 USERS_NAMED = 5
@@ -252,7 +252,7 @@ class Loop:
             if not math.isfinite(loss):
                 own = f"step {self.step + place}: the loss is {loss} for {_users(batch)}"
                 break
-        said = (one for one in _of_all_ranks(own) if one is not None)
+        said = (one for one in of_all_ranks(own) if one is not None)
         return next(said, f"step {self.step}: the gradient is not finite")
 
     def _unsynchronised(self) -> AbstractContextManager[Any]:
@@ -316,7 +316,7 @@ def agreed_precision(asked: Literal["auto", Precision], device: torch.device) ->
     """
     if asked != "auto":
         return asked
-    return "bf16" if all(_of_all_ranks(bf16_is_faster(device))) else "fp32"
+    return "bf16" if all(of_all_ranks(bf16_is_faster(device))) else "fp32"
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
@@ -340,15 +340,6 @@ def _cpu_s(ones: Tensor) -> float:
     start = time.thread_time()
     ones @ ones
     return time.thread_time() - start
-
-
-def _of_all_ranks(own: T) -> list[T]:
-    """What every rank has to say."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [own]
-    found = [own] * distributed.get_world_size()
-    distributed.all_gather_object(found, own)
-    return found
 
 
 def _users(batch: Batch) -> str:
