@@ -31,13 +31,16 @@ class TextConfig(Strict):
     Of its layers the first `layers` are used, or all (None): the last ones of an encoder of
     sentences say what a text is about, and drop how it says it. Of those used the last
     `trainable_layers` are fine-tuned, none (0: it stays as it came), or all and the embeddings
-    (None). With `lora`, low-rank adapters beside its weights are, instead.
+    (None). With `lora`, low-rank adapters beside its weights are, instead. `words`: the width of
+    token embeddings that learn beside the encoder from the labels alone, read a few tokens at a
+    time; None for none.
     """
 
     encoder: str = MINILM
     layers: int | None = Field(default=None, ge=1)
     trainable_layers: int | None = Field(default=None, ge=0)
     lora: LoraConfig | None = None
+    words: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _one_way_to_learn(self) -> "TextConfig":

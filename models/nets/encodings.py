@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-MOST = 65_536  # encodings kept; 100 MB at a width of 384
+MOST = 131_072  # encodings kept; 200 MB at a width of 384
 
 
 class Encodings:

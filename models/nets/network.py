@@ -55,7 +55,7 @@ class Network(nn.Module):
         words = stats.vocabulary
         width, dropout = config.width, config.dropout
         freeze(encoder, config.text.trainable_layers)
-        self.text = TextTower(encoder, width, dropout)
+        self.text = TextTower(encoder, width, dropout, config.text.words)
         self.behaviour = BehaviourTower(
             config.behaviour,
             width,

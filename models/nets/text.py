@@ -1,6 +1,7 @@
 """The text tower: a BERT encoder, each distinct text encoded once, attention over a user's texts.
 
-Shapes: B rows, T texts of a user, U distinct texts, L tokens, E width of the encoder, D width.
+Shapes: B rows, T texts of a user, U distinct texts, L tokens, E width of the encoder, D width,
+W width of what the words' reader finds.
 """
 
 import os
@@ -18,6 +19,7 @@ from models.nets.config import MINILM, TextConfig
 from models.nets.encodings import Encodings
 from models.nets.lora import add_adapters
 from models.nets.pooling import AttentionPool
+from models.nets.words import WordReader
 
 if TYPE_CHECKING:  # seconds to import, in every process of a job: only where it is used
     from transformers import PreTrainedModel
@@ -140,13 +142,21 @@ def _parts_of(encoder: "PreTrainedModel", key: str) -> tuple[nn.Module, nn.Modul
 
 
 class TextTower(nn.Module):
-    """Mean-pooled encodings of distinct texts → attention over each user's texts and their age."""
+    """Mean-pooled encodings of distinct texts → attention over each user's texts and their age.
 
-    def __init__(self, encoder: "PreTrainedModel", width: int, dropout: float) -> None:
+    With `words`, the width of its embeddings, a reader of their words learns beside the encoder.
+    """
+
+    def __init__(
+        self, encoder: "PreTrainedModel", width: int, dropout: float, words: int | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.scale = nn.LayerNorm(encoder.config.hidden_size)
         self.project = nn.Linear(encoder.config.hidden_size, width)
+        tokens = encoder.config.vocab_size
+        self.words = None if words is None else WordReader(tokens, words, dropout)
+        self.of_words = None if self.words is None else nn.Linear(self.words.width, width)
         self.age = nn.Linear(1, width)
         self.norm = nn.LayerNorm(width)
         self.drop = nn.Dropout(dropout)
@@ -178,10 +188,7 @@ class TextTower(nn.Module):
         With no text at all, one empty text is encoded, so that every rank of a distributed run
         has a gradient for every parameter.
         """
-        if not texts.tokens:
-            tokens = cast(Tensor, self.no_text)
-            return self._mean(tokens, torch.ones_like(tokens))
-        if self._kept is None:
+        if self._kept is None or not texts.tokens:
             return self._encode(texts)
         new = set(self._kept.missing(texts.strings))
         if new:
@@ -191,7 +198,14 @@ class TextTower(nn.Module):
         return self._kept.of(texts.strings)
 
     def _encode(self, texts: Texts) -> Tensor:
-        return torch.cat([self._mean(t, m) for t, m in zip(texts.tokens, texts.masks, strict=True)])
+        return torch.cat([self._mean(tokens, mask) for tokens, mask in self._chunks(texts)])
+
+    def _chunks(self, texts: Texts) -> list[tuple[Tensor, Tensor]]:
+        """Tokens and masks [U, L]; of one empty text where there is none."""
+        if not texts.tokens:
+            tokens = cast(Tensor, self.no_text)
+            return [(tokens, torch.ones_like(tokens))]
+        return list(zip(texts.tokens, texts.masks, strict=True))
 
     def _mean(self, tokens_UL: Tensor, mask_UL: Tensor) -> Tensor:
         hidden_ULE = self.encoder(input_ids=tokens_UL, attention_mask=mask_UL).last_hidden_state
@@ -202,6 +216,9 @@ class TextTower(nn.Module):
     def forward(self, encoded_UE: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, D], and [B] bool: whether the user has a text."""
         vectors_UD = self.project(self.scale(encoded_UE))
+        if self.words is not None and self.of_words is not None:
+            read_UW = torch.cat([self.words(*chunk) for chunk in self._chunks(batch.texts)])
+            vectors_UD = vectors_UD + self.of_words(self.drop(read_UW))
         known_BT = batch.text_BT >= 0
         texts_BTD = vectors_UD[batch.text_BT.clamp(min=0)]
         texts_BTD = self.norm(texts_BTD + self.age(batch.text_age_BT.unsqueeze(-1)))

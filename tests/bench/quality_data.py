@@ -39,14 +39,13 @@ Write = Callable[[Path, int], Tree]  # raw files of about so many rows into a fo
 
 
 def simulated(folder: Path, users: int) -> Tree:
-    """The demo's marketplace, written by `simulate`; one date to fit, so that many users fit in.
+    """The demo's marketplace, written by `simulate`.
 
     The encoder is thawed for one epoch: of so many texts a second one taught it nothing more, by
     the select role.
     """
     tree = _built_in("demo", {"demo-run": str(folder / "work")})
     tree["simulate"]["users"] = users
-    tree["split"]["fit"]["first"] = tree["split"]["fit"]["last"]
     tree["train"]["loop"]["epochs"] = 3
     return tree
 
