@@ -1,4 +1,5 @@
-"""Masked-language modelling of a marketplace's own texts: an encoder that knows their words.
+"""Pretraining on a marketplace's own texts, with masked-language modelling: an encoder that knows
+their words. The other objective is in `pretrain_halves`.
 
 Source: Devlin et al. 2019, "BERT: Pre-training of deep bidirectional transformers"; going on from
 an encoder: Gururangan et al. 2020, "Don't stop pretraining".
@@ -18,6 +19,7 @@ from torch.nn import functional
 from models.data.schema import UserError
 from models.nets.config import NewEncoder, TextPretraining
 from models.nets.pretrain import descend
+from models.nets.pretrain_halves import Halves, HalvesBatches
 from models.nets.text import load_encoder, load_tokenizer
 
 if TYPE_CHECKING:
@@ -45,13 +47,15 @@ class MaskedTokens(nn.Module):
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.bias_V = nn.Parameter(torch.zeros(words.num_embeddings))
 
-    def forward(self, tokens_UL: Tensor, mask_UL: Tensor, labels_UL: Tensor) -> Tensor:
-        """The mean cross-entropy of the masked tokens; 0 where none is."""
-        asked_UL = labels_UL != IGNORED
-        hidden_ULE = self.encoder(input_ids=tokens_UL, attention_mask=mask_UL).last_hidden_state
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy of the masked tokens; 0 where none is. [U, L] each."""
+        asked_UL = labels != IGNORED
+        hidden_ULE = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state
         hidden_ME = self.transform(hidden_ULE[asked_UL])
         scores_MV = functional.linear(hidden_ME, self.words.weight, self.bias_V)
-        loss = functional.cross_entropy(scores_MV.float(), labels_UL[asked_UL], reduction="sum")
+        loss = functional.cross_entropy(scores_MV.float(), labels[asked_UL], reduction="sum")
         return loss / asked_UL.sum().clamp(min=1)
 
 
@@ -113,10 +117,10 @@ def pretrain_text(
     device: torch.device,
     progress: Callable[[int, int], None],
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, list[float]]":
-    """An encoder that has learned to fill in masked words of the texts; each epoch's mean loss.
+    """An encoder that has learned from the texts what the objective asks; each epoch's mean loss.
 
     The same for the same texts in the same order. Raises UserError where the encoder to go on from
-    cannot be loaded or has no token to mask with.
+    cannot be loaded, where it has no token to mask with, and where no texts can be cut.
     """
     torch.manual_seed(seed)
     start = config.start
@@ -126,14 +130,18 @@ def pretrain_text(
     else:
         encoder = load_encoder(start, KEY)
         tokenizer = cast("PreTrainedTokenizerFast", load_tokenizer(start, KEY))
-    if tokenizer.mask_token is None:
+    if config.objective == "masked" and tokenizer.mask_token is None:
         raise UserError(f"{KEY} {start!r}: its tokenizer has no mask token")
-    batches = _Batches(texts, tokenizer, config, max_tokens, seed)
-    model = MaskedTokens(encoder)
+    told = texts, tokenizer, config, max_tokens, seed
+    model: Halves | MaskedTokens
+    batches: HalvesBatches | _Batches
+    if config.objective == "halves":
+        model, batches = Halves(encoder), HalvesBatches(*told)
+    else:
+        model, batches = MaskedTokens(encoder), _Batches(*told)
 
     def loss_of(batch: dict[str, Tensor]) -> Tensor:
-        moved = {name: tensor.to(device) for name, tensor in batch.items()}
-        loss: Tensor = model(moved["input_ids"], moved["attention_mask"], moved["labels"])
+        loss: Tensor = model(**{name: tensor.to(device) for name, tensor in batch.items()})
         return loss
 
     losses = descend(model, batches, batches.steps, loss_of, config, device, progress)

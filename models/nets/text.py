@@ -141,6 +141,14 @@ def _parts_of(encoder: "PreTrainedModel", key: str) -> tuple[nn.Module, nn.Modul
     return embeddings, layers
 
 
+def mean_encoding(encoder: "PreTrainedModel", tokens_UL: Tensor, mask_UL: Tensor) -> Tensor:
+    """[U, E] float32: the mean over each text's tokens."""
+    hidden_ULE = encoder(input_ids=tokens_UL, attention_mask=mask_UL).last_hidden_state
+    weight_UL1 = mask_UL.unsqueeze(-1).to(hidden_ULE.dtype)
+    mean_UE: Tensor = (hidden_ULE * weight_UL1).sum(1) / weight_UL1.sum(1)
+    return mean_UE.float()
+
+
 class TextTower(nn.Module):
     """Mean-pooled encodings of distinct texts → attention over each user's texts and their age.
 
@@ -198,7 +206,7 @@ class TextTower(nn.Module):
         return self._kept.of(texts.strings)
 
     def _encode(self, texts: Texts) -> Tensor:
-        return torch.cat([self._mean(tokens, mask) for tokens, mask in self._chunks(texts)])
+        return torch.cat([mean_encoding(self.encoder, *chunk) for chunk in self._chunks(texts)])
 
     def _chunks(self, texts: Texts) -> list[tuple[Tensor, Tensor]]:
         """Tokens and masks [U, L]; of one empty text where there is none."""
@@ -206,12 +214,6 @@ class TextTower(nn.Module):
             tokens = cast(Tensor, self.no_text)
             return [(tokens, torch.ones_like(tokens))]
         return list(zip(texts.tokens, texts.masks, strict=True))
-
-    def _mean(self, tokens_UL: Tensor, mask_UL: Tensor) -> Tensor:
-        hidden_ULE = self.encoder(input_ids=tokens_UL, attention_mask=mask_UL).last_hidden_state
-        weight_UL1 = mask_UL.unsqueeze(-1).to(hidden_ULE.dtype)
-        mean_UE: Tensor = (hidden_ULE * weight_UL1).sum(1) / weight_UL1.sum(1)
-        return mean_UE.float()
 
     def forward(self, encoded_UE: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, D], and [B] bool: whether the user has a text."""

@@ -169,7 +169,8 @@ def chinese_tenth(folder: Path, rows: int) -> Tree:
     more = rest.sample(9 * labelled, seed=1)
     tree = _of_reviews(folder, drawn)
     _to_pretrain(folder, pl.concat([drawn, more], how="diagonal"))
-    tree["pretrain"] = _own_encoder(epochs=4)
+    tree["pretrain"] = _own_encoder(epochs=5)
+    tree["pretrain"]["text"] |= {"objective": "halves", "batch": 128}
     tree["stack"]["experts"] = []
     tree["train"]["loop"] |= {"epochs": 8, "frozen_epochs": 1, "text_learning_rate": 0.0005}
     return tree

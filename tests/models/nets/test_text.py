@@ -23,6 +23,7 @@ from models.nets.text import (
     freeze,
     load_encoder,
     load_tokenizer,
+    mean_encoding,
     unknown_share,
 )
 
@@ -167,10 +168,10 @@ def test_the_mean_ignores_padding(tower: TextTower) -> None:
     tokens, mask = pad([[2, 5, 6, 3], [2, 5, 6, 7, 8, 9, 3]])
     more = nn.functional.pad(tokens, (0, 24), value=9), nn.functional.pad(mask, (0, 24))
     with torch.no_grad():
-        mean = tower._mean(tokens, mask)
+        mean = mean_encoding(tower.encoder, tokens, mask)
         hidden = tower.encoder(input_ids=tokens[:1, :4]).last_hidden_state
         assert torch.allclose(mean[0], hidden[0].mean(0), atol=1e-5)
-        assert torch.allclose(mean, tower._mean(*more), atol=1e-5)
+        assert torch.allclose(mean, mean_encoding(tower.encoder, *more), atol=1e-5)
 
 
 def test_with_no_text_at_all_every_trainable_parameter_has_a_gradient(

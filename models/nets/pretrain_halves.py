@@ -1,0 +1,110 @@
+"""Two halves of one text belong together: an encoder that says what a text says, without labels.
+
+Of all the second halves in a batch an encoder is to find that of each first one, and the other way
+round. Unlike filling in masked words, this trains the very mean over tokens that a text tower
+reads. Source: Giorgi et al. 2021, "DeCLUTR: Deep contrastive learning for unsupervised textual
+representations"; the loss: Chen et al. 2020, "A simple framework for contrastive learning of visual
+representations" (SimCLR).
+
+Shapes: U texts, P = 2 U halves, L tokens, E width of the encoder.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.data.batch import pad
+from models.data.schema import UserError
+from models.nets.config import TextPretraining
+from models.nets.text import mean_encoding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+SHORTEST = 8  # tokens of a text that is cut
+TEMPERATURE = 0.05
+PARTS = 4  # halves of like length are encoded together, in so many parts of a batch
+
+
+class Halves(nn.Module):
+    """An encoder that is asked which halves belong together."""
+
+    def __init__(self, encoder: "PreTrainedModel") -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The mean cross-entropy; [P, L] each, the second halves after all of the first."""
+        length_P = attention_mask.sum(1)
+        order_P = length_P.argsort(stable=True)
+        parts = []
+        for part in order_P.chunk(PARTS):
+            longest = int(length_P[part].max())
+            tokens, mask = input_ids[part, :longest], attention_mask[part, :longest]
+            parts.append(mean_encoding(self.encoder, tokens, mask))
+        encoded_PE = functional.normalize(torch.cat(parts)[order_P.argsort()], dim=1)
+        first_UE, second_UE = encoded_PE.chunk(2)
+        alike_UU = first_UE @ second_UE.T / TEMPERATURE
+        own_U = torch.arange(len(alike_UU), device=alike_UU.device)
+        there = functional.cross_entropy(alike_UU, own_U)
+        return (there + functional.cross_entropy(alike_UU.T, own_U)) / 2
+
+
+class HalvesBatches:
+    """Texts of similar length together, cut elsewhere and in another order every epoch.
+
+    Raises UserError where there are not two texts that are long enough.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        tokenizer: "PreTrainedTokenizerFast",
+        config: TextPretraining,
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        framed = [_framed(ids, special) for ids in encoded]
+        long = sorted(
+            (one for one in framed if len(one[1]) >= SHORTEST), key=lambda one: len(one[1])
+        )
+        if len(long) < 2:
+            raise UserError(
+                f"pretrain.text.objective: halves: {len(long)} of {len(texts)} texts have "
+                f"{SHORTEST} tokens or more; expected two at least, or the objective masked"
+            )
+        self.steps = -(-len(long) // config.batch)
+        # of even sizes: the last few texts would have little to be told from
+        ends = [len(long) * k // self.steps for k in range(self.steps + 1)]
+        self.chunks = [long[a:b] for a, b in pairwise(ends)]
+        self.draws = torch.Generator().manual_seed(seed)
+
+    def __call__(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """`input_ids` and `attention_mask`, [P, L] each."""
+        for chunk in torch.randperm(self.steps, generator=self.draws).tolist():
+            halves = [self._cut(*one) for one in self.chunks[chunk]]
+            tokens, mask = pad([first for first, _ in halves] + [second for _, second in halves])
+            yield {"input_ids": tokens, "attention_mask": mask}
+
+    def _cut(
+        self, head: list[int], body: list[int], tail: list[int]
+    ) -> tuple[list[int], list[int]]:
+        """Both halves of a text, in either order; the cut is in its middle third."""
+        third, turned = len(body) // 3, torch.rand((), generator=self.draws) < 1 / 2
+        at = int(torch.randint(third, len(body) - third + 1, (), generator=self.draws))
+        halves = [*head, *body[:at], *tail], [*head, *body[at:], *tail]
+        return halves[::-1] if turned else halves
+
+
+def _framed(ids: list[int], special: set[int]) -> tuple[list[int], list[int], list[int]]:
+    """What a tokenizer puts before a text, the text, what it puts behind it."""
+    own = [place for place, token in enumerate(ids) if token not in special]
+    if not own:
+        return ids, [], []
+    return ids[: own[0]], ids[own[0] : own[-1] + 1], ids[own[-1] + 1 :]
