@@ -59,7 +59,7 @@ def pretrain(config: Config, tables: Tables) -> dict[str, Path]:
 
 
 def pretrain_texts(config: Config, tables: Tables) -> Path:
-    """An encoder trained on the texts by masked-language modelling; its folder."""
+    """An encoder trained on the texts by the objective that is asked for; its folder."""
     asked = config.pretrain.text
     assert asked is not None
     if isinstance(asked.start, str):

@@ -190,13 +190,14 @@ class TextPretraining(PretrainLoop):
     """Going on from `encoder` ("minilm" if None), named as in `network.text`, or from a `new` one.
 
     `objective`: to fill in masked words, or to find the other half of a text among those of a
-    batch. `batch` counts texts; of more than `max_texts` distinct ones a sample is drawn.
+    batch. `masked` is the share of the tokens for the first. `batch` counts texts; of more than
+    `max_texts` distinct ones a sample is drawn.
     """
 
     encoder: str | None = None
     new: NewEncoder | None = None
     objective: Literal["masked", "halves"] = "masked"
-    masked: float = Field(default=0.15, gt=0, lt=1)  # share of the tokens
+    masked: float = Field(default=0.15, gt=0, lt=1)
     max_texts: int = Field(default=200_000, ge=1)
 
     @model_validator(mode="after")
