@@ -2,7 +2,8 @@
 
 The oracle's log-odds of default are a sum of a term a modality and one interaction. Withheld, the
 oracle's term stands at its mean (`ray_jobs.market.risk`); the model, as it was trained, is given
-what that term reads in the way that says nothing of the user, and is scored by the same `Scorer`:
+what that term reads in the way that says nothing of the user, and is scored by the same `Scorer`,
+without reasons, intervals or decisions:
 
 - text: nobody wrote anything;
 - social: no tie is known;
@@ -19,12 +20,10 @@ the same rows and resamples.
 """
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 
 from models.data.features import Features
 from models.data.stats import Scale
@@ -66,32 +65,24 @@ def losses(
     best, y = _floats(truth["probability"]), _floats(truth["y"])
     found = {}
     for modality in MODALITIES:
-        less = probabilities_without(modality, scorer, known, task, whole)
+        less = log_odds_without(modality, scorer, known, task)
         worst = _floats(truth[f"without_{modality}"])
         pairs = (whole[told], less[told]), (best[told], worst[told])
         found[modality] = share(y[told], *pairs, seed=config.seed, resamples=RESAMPLES)
     return found
 
 
-def probabilities_without(
-    modality: str, scorer: Scorer, known: Features, task: str, whole: FloatArray
-) -> FloatArray:
-    """(N,) the model's probabilities of a binary task with a modality withheld.
-
-    `whole`: those with all of them.
-    """
+def log_odds_without(modality: str, scorer: Scorer, known: Features, task: str) -> FloatArray:
+    """(N,) the model's log odds of a binary task with a modality withheld."""
     stats = scorer.spec.stats
+    if modality == "order":
+        told = (known, mirrored(known, stats.vocabulary))
+        return np.mean([scorer.log_odds(one, task) for one in told], axis=0)
     if modality == "tabular":
         less = without_tabular(known, stats.vocabulary, stats.tabular)
     else:
-        less = {
-            "text": without_text, "social": without_social,
-            "order": partial(mirrored, vocabulary=stats.vocabulary),
-        }[modality](known)  # fmt: skip
-    scored = scorer.score_features(less)[task].struct.field("probability").to_numpy()
-    if modality != "order":
-        return scored
-    return np.asarray(expit((logit(whole) + logit(scored)) / 2))
+        less = {"text": without_text, "social": without_social}[modality](known)
+    return scorer.log_odds(less, task)
 
 
 def without_text(known: Features) -> Features:

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from models.data.features import Features
 from models.data.history import History
@@ -41,6 +41,15 @@ def test_the_final_value_is_the_calibrated_mean_of_the_sources(
         expected = stacked.spec.calibrators[name].apply(value)
         np.testing.assert_allclose(found[name].struct.field(field), expected, rtol=1e-6)
         assert np.abs(expected - stacked.spec.calibrators[name].apply(network[name])).max() > 1e-3
+
+
+def test_log_odds_are_those_of_the_final_probability(stacked: Scorer, known: Features) -> None:
+    scores = stacked.score_features(known)
+    for task in ("default", "fraud"):
+        found = expit(stacked.log_odds(known, task))
+        np.testing.assert_allclose(found, probability(scores, task), rtol=1e-9)
+    nobody = replace(known, frame=known.frame.head(0))
+    assert stacked.log_odds(nobody, "default").shape == (0,)
 
 
 def test_a_task_whose_network_is_alone_is_scored_without_the_expert(
