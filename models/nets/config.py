@@ -204,6 +204,8 @@ class TextPretraining(PretrainLoop):
     def _one_start(self) -> "TextPretraining":
         if self.encoder is not None and self.new is not None:
             raise ValueError("encoder and new: expected one of them, not both")
+        if self.objective == "halves" and self.batch < 2:
+            raise ValueError("batch: 1: expected 2 or more, so that halves are told from others")
         return self
 
     @property

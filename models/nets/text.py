@@ -1,7 +1,6 @@
 """The text tower: a BERT encoder, each distinct text encoded once, attention over a user's texts.
 
-Shapes: B rows, T texts of a user, U distinct texts, L tokens, E width of the encoder, D width,
-W width of what the words' reader finds.
+Shapes: B rows, T texts of a user, U distinct texts, L tokens, E width of the encoder, D width.
 """
 
 import os
@@ -163,8 +162,7 @@ class TextTower(nn.Module):
         self.scale = nn.LayerNorm(encoder.config.hidden_size)
         self.project = nn.Linear(encoder.config.hidden_size, width)
         tokens = encoder.config.vocab_size
-        self.words = None if words is None else WordReader(tokens, words, dropout)
-        self.of_words = None if self.words is None else nn.Linear(self.words.width, width)
+        self.words = None if words is None else WordReader(tokens, words, width, dropout)
         self.age = nn.Linear(1, width)
         self.norm = nn.LayerNorm(width)
         self.drop = nn.Dropout(dropout)
@@ -218,9 +216,9 @@ class TextTower(nn.Module):
     def forward(self, encoded_UE: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, D], and [B] bool: whether the user has a text."""
         vectors_UD = self.project(self.scale(encoded_UE))
-        if self.words is not None and self.of_words is not None:
-            read_UW = torch.cat([self.words(*chunk) for chunk in self._chunks(batch.texts)])
-            vectors_UD = vectors_UD + self.of_words(self.drop(read_UW))
+        if self.words is not None:
+            read = [self.words(*chunk) for chunk in self._chunks(batch.texts)]
+            vectors_UD = vectors_UD + torch.cat(read)
         known_BT = batch.text_BT >= 0
         texts_BTD = vectors_UD[batch.text_BT.clamp(min=0)]
         texts_BTD = self.norm(texts_BTD + self.age(batch.text_age_BT.unsqueeze(-1)))

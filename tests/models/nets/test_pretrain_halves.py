@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from models.data.batch import pad
@@ -110,3 +111,8 @@ def test_texts_too_short_to_cut_are_one_line(
 ) -> None:
     with pytest.raises(UserError, match=rf"halves: [01] of {len(texts)} texts have {SHORTEST}"):
         HalvesBatches(texts, tokenizer, CONFIG, 16, 1)
+
+
+def test_one_text_a_batch_leaves_nothing_to_tell_from() -> None:
+    with pytest.raises(ValidationError, match="batch: 1: expected 2 or more"):
+        TextPretraining(objective="halves", batch=1)

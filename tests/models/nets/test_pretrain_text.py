@@ -1,4 +1,4 @@
-"""Masked-language modelling: what is masked, what comes of it, and that it is the same again."""
+"""Pretraining on texts: what comes of it, and that it is the same again."""
 
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerFast
 from models.data.schema import UserError
 from models.nets.pretrain_text import (
     SPECIAL,
-    MaskedTokens,
     NewEncoder,
     TextPretraining,
     new_tokenizer,
@@ -82,19 +81,6 @@ def test_it_goes_on_from_an_encoder(encoder_folder: Path) -> None:
     assert not [name for name in moved if "pooler" in name]
     assert any("word_embeddings" in name for name in moved)
     assert any("layer.1" in name for name in moved)
-
-
-def test_only_masked_tokens_are_asked_for(encoder_folder: Path) -> None:
-    model = MaskedTokens(load_encoder(str(encoder_folder)))
-    tokens = torch.tensor([[2, 5, 4, 7, 3, 0, 0, 0]])
-    mask = (tokens > 0).long()
-    labels = torch.full_like(tokens, -100)
-    assert model(tokens, mask, labels).item() == 0
-    labels[0, 2] = 6
-    loss = model(tokens, mask, labels)
-    hidden = model.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state[0, 2]
-    scores = model.words.weight @ model.transform(hidden) + model.bias_V
-    assert loss.item() == pytest.approx(-torch.log_softmax(scores, 0)[6].item(), rel=1e-5)
 
 
 def test_a_tokenizer_without_a_mask_is_refused(encoder_folder: Path, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from models.nets.network import Network, NetworkConfig
 from models.nets.text import TextTower, freeze, load_encoder
 from models.nets.words import WordReader
 
-TOKENS, WIDTH = 40, 6
+TOKENS, WIDTH, TOLD = 40, 6, 5
 TEXTS = st.lists(st.lists(st.integers(1, TOKENS - 1), min_size=1, max_size=12), min_size=1)
 
 
 def reader() -> WordReader:
     torch.manual_seed(7)
-    reader = WordReader(TOKENS, WIDTH, dropout=0.2).eval()
+    reader = WordReader(TOKENS, WIDTH, TOLD, dropout=0.2).eval()
     torch.nn.init.normal_(reader.embedding.weight)  # large enough to see a difference
     return reader
 
@@ -32,7 +32,7 @@ def test_padding_and_other_texts_say_nothing(texts: list[list[int]], more: int) 
     padded = functional.pad(tokens, (0, more), value=3), functional.pad(mask, (0, more))
     with torch.no_grad():
         alone = torch.cat([read(*pad([text])) for text in texts])
-        assert alone.shape == (len(texts), read.width)
+        assert alone.shape == (len(texts), TOLD)
         assert torch.allclose(read(tokens, mask), alone, atol=1e-5)
         assert torch.allclose(read(*padded), alone, atol=1e-5)
 
@@ -55,17 +55,16 @@ def test_what_only_the_order_tells_is_learned_from_labels() -> None:
         first, second = (good, bad) if k % 2 else (bad, good)
         texts.append([noise[0], deny, first, noise[1], second, noise[2]])
         label.append(float(k % 2))
-    read, y = WordReader(TOKENS, 16, dropout=0.0), torch.tensor(label)
-    head = torch.nn.Linear(read.width, 1)
-    optimizer = torch.optim.AdamW([*read.parameters(), *head.parameters()], 0.01)
+    read, y = WordReader(TOKENS, 16, 1, dropout=0.0), torch.tensor(label)
+    optimizer = torch.optim.AdamW(read.parameters(), 0.01)
     tokens, mask = pad(texts)
     for _ in range(60):
-        logit = head(read(tokens[:100], mask[:100])).squeeze(1)
+        logit = read(tokens[:100], mask[:100]).squeeze(1)
         optimizer.zero_grad()
         functional.binary_cross_entropy_with_logits(logit, y[:100]).backward()
         optimizer.step()
     with torch.no_grad():
-        said = head(read(tokens[100:], mask[100:])).squeeze(1) > 0
+        said = read(tokens[100:], mask[100:]).squeeze(1) > 0
     assert (said == (y[100:] > 0)).float().mean() > 0.95
 
 
