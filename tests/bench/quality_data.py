@@ -137,21 +137,21 @@ def clothing(rating: bool) -> Write:
 def chinese(multilingual: bool) -> Write:
     """Chinese reviews: 2,000 to learn from, of which a fifth selects and calibrates; 1,000 test.
 
-    The English encoder knows few of the characters. There is a `pretrain` section and a file of
-    the texts to learn from, without those of the test role; or an encoder of many languages is to
-    be imported, of which the upper half is trained on.
+    The English encoder knows few of the characters. Either one of their own is pretrained on the
+    60,000 other reviews too, of which no label is told; or an encoder of many languages is to be
+    imported, of which the upper half is trained on.
     """
 
     def write(folder: Path, rows: int) -> Tree:
-        frame = _fewer(_drawn(_reviews()), rows)
+        reviews = _reviews()
+        frame = _fewer(_drawn(reviews), rows)
         tree = _of_reviews(folder, frame)
         tree["stack"]["experts"] = ["lightgbm", "tfidf"]
         if multilingual:
             tree["network"] = {"text": {"trainable_layers": 6}}
             return tree
-        _to_pretrain(folder, frame)
-        tree["pretrain"] = _own_encoder(epochs=10)
-        return tree
+        rest = _undrawn(reviews, frame)
+        return _pretrained_on(folder, tree, frame, rest.head(rows) if rows else rest)
 
     return write
 
@@ -163,17 +163,12 @@ def chinese_tenth(folder: Path, rows: int) -> Tree:
     for as many epochs and at the same rates.
     """
     reviews = _reviews()
-    drawn = _fewer(_drawn(reviews), rows)
-    labelled = drawn.filter(pl.col("role") != "test").height
-    rest = reviews.filter(~pl.col("user").is_in(drawn["user"].implode()))
-    more = rest.sample(9 * labelled, seed=1)
-    tree = _of_reviews(folder, drawn)
-    _to_pretrain(folder, pl.concat([drawn, more], how="diagonal"))
-    tree["pretrain"] = _own_encoder(epochs=5)
-    tree["pretrain"]["text"] |= {"objective": "halves", "batch": 128}
+    frame = _fewer(_drawn(reviews), rows)
+    labelled = frame.filter(pl.col("role") != "test").height
+    tree = _of_reviews(folder, frame)
     tree["stack"]["experts"] = []
-    tree["train"]["loop"] |= {"epochs": 8, "frozen_epochs": 1, "text_learning_rate": 0.0005}
-    return tree
+    more = _undrawn(reviews, frame).sample(9 * labelled, seed=1)
+    return _pretrained_on(folder, tree, frame, more)
 
 
 def _reviews() -> pl.DataFrame:
@@ -196,18 +191,21 @@ def _of_reviews(folder: Path, frame: pl.DataFrame) -> Tree:
     return tree
 
 
-def _to_pretrain(folder: Path, frame: pl.DataFrame) -> None:
-    """A file of the reviews that are in no test role."""
-    seen = frame.filter(pl.col("role").ne_missing("test")).select("user", "category", "text")
-    seen.write_parquet(folder / TO_PRETRAIN)
+def _undrawn(reviews: pl.DataFrame, drawn: pl.DataFrame) -> pl.DataFrame:
+    """The other reviews, without their labels."""
+    others = reviews.filter(~pl.col("user").is_in(drawn["user"].implode()))
+    return others.select("user", "category", "text")
 
 
-def _own_encoder(epochs: int) -> Tree:
+def _pretrained_on(folder: Path, tree: Tree, drawn: pl.DataFrame, more: pl.DataFrame) -> Tree:
+    """With an encoder of their own: of the drawn reviews but the test role's, and of more."""
+    seen = drawn.filter(pl.col("role") != "test").select(more.columns)
+    pl.concat([seen, more]).write_parquet(folder / TO_PRETRAIN)
     new = {"vocabulary": 4000, "layers": 2, "width": 192}
-    return {
-        "text": {"new": new, "epochs": epochs, "learning_rate": 0.001},
-        "behaviour": None,
-    }
+    text = {"new": new, "objective": "halves", "epochs": 5, "batch": 128, "learning_rate": 0.001}
+    tree["pretrain"] = {"text": text, "behaviour": None}
+    tree["train"]["loop"] |= {"epochs": 8, "frozen_epochs": 1, "text_learning_rate": 0.0005}
+    return tree
 
 
 def taiwan(fold: int) -> Write:
