@@ -41,12 +41,12 @@ Write = Callable[[Path, int], Tree]  # raw files of about so many rows into a fo
 def simulated(folder: Path, users: int) -> Tree:
     """The demo's marketplace, written by `simulate`.
 
-    The encoder is thawed for one epoch: of so many texts a second one taught it nothing more, by
-    the select role.
+    The encoder stays at rest beside the words' reader: thawed in the last epoch it gained .0004 of
+    select loss (14,000 users) and made that epoch three times as long.
     """
     tree = _built_in("demo", {"demo-run": str(folder / "work")})
     tree["simulate"]["users"] = users
-    tree["train"]["loop"]["epochs"] = 3
+    tree["train"]["loop"] |= {"epochs": 3, "frozen_epochs": 3}
     return tree
 
 
