@@ -4,9 +4,10 @@ Shapes: K tasks.
 """
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from models.data.batch import Batch
+from models.nets.ranks import sum_of_all_ranks
 
 NUMBERS = 5  # beside the losses: rows, tokens, places for tokens, seconds, seconds of waiting
 
@@ -31,10 +32,7 @@ class Tally:
     def over_ranks(self, device: torch.device) -> "Tally":
         """The sum over all ranks; every rank must ask."""
         total = Tally((len(self.sums) - NUMBERS) // 2)
-        sums = self.sums.to(device, copy=True)
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(sums)
-        total.sums = sums.cpu()
+        total.sums = sum_of_all_ranks(self.sums.to(device)).cpu()
         return total
 
     @property
