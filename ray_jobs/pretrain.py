@@ -66,6 +66,7 @@ def pretrain_texts(config: Config, tables: Tables) -> Path:
         load_tokenizer(asked.start, KEY)  # a wrong name is refused before anything is read
     made_from = {
         "text": asked.model_dump(mode="json"),
+        "layers": config.network.text.layers if isinstance(asked.start, str) else None,
         "max_tokens": config.features.max_tokens,
         "versions": tables.versions,
         **_since(config),
@@ -210,8 +211,9 @@ def _train_text(config: Config, staged: Path, board: Any) -> list[float]:
     assert asked is not None
     texts = _rows(staged)["text"].unique().sort().to_list()
     encoder, tokenizer, losses = pretrain_text(
-        texts, asked, config.features.max_tokens, config.seed, _device(), _progress(board)
-    )
+        texts, asked, config.network.text.layers, config.features.max_tokens, config.seed,
+        _device(), _progress(board),
+    )  # fmt: skip
     encoder.save_pretrained(staged / MODEL)
     tokenizer.save_pretrained(str(staged / MODEL))
     return losses

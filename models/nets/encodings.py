@@ -1,11 +1,12 @@
 """Encodings of texts, kept by content. Shapes: U distinct texts, E width of the encoder."""
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-MOST = 131_072  # encodings kept; 200 MB at a width of 384
+MOST = 131_072  # encodings kept, unless one question asks for more; 200 MB at a width of 384
 
 
 class Encodings:
@@ -18,12 +19,14 @@ class Encodings:
         return len(self._kept)
 
     def missing(self, texts: Iterable[str]) -> list[str]:
-        """Which of the texts are still to be encoded: all of them once too many are kept."""
-        all_of_them = list(texts)
-        new = [text for text in all_of_them if text not in self._kept]
+        """Which of the texts are still to be encoded. To make room, the oldest others go."""
+        asked = list(texts)
+        new = [text for text in asked if text not in self._kept]
         if new and len(self._kept) + len(new) > MOST:
-            self._kept.clear()
-            return all_of_them
+            own = set(asked)
+            others = (text for text in self._kept if text not in own)
+            for text in list(islice(others, len(new) + MOST // 8)):  # and room for the next ones
+                del self._kept[text]
         return new
 
     def add(self, texts: Sequence[str], encoded_UE: Tensor) -> None:

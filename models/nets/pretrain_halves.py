@@ -10,7 +10,6 @@ Shapes: U texts, P = 2 U halves, L tokens, E width of the encoder.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,16 +47,17 @@ class Halves(nn.Module):
             parts.append(mean_encoding(self.encoder, tokens, mask))
         encoded_PE = functional.normalize(torch.cat(parts)[order_P.argsort()], dim=1)
         first_UE, second_UE = encoded_PE.chunk(2)
-        alike_UU = first_UE @ second_UE.T / TEMPERATURE
+        with torch.autocast(first_UE.device.type, enabled=False):  # bf16 cannot tell near halves
+            alike_UU = first_UE @ second_UE.T / TEMPERATURE
         own_U = torch.arange(len(alike_UU), device=alike_UU.device)
         there = functional.cross_entropy(alike_UU, own_U)
         return (there + functional.cross_entropy(alike_UU.T, own_U)) / 2
 
 
 class HalvesBatches:
-    """Texts of similar length together, cut elsewhere and in another order every epoch.
+    """Texts of similar length together, with others and cut elsewhere every epoch.
 
-    Raises UserError where there are not two texts that are long enough.
+    A batch has two texts at least. Raises UserError where there are not two that are long enough.
     """
 
     def __init__(
@@ -68,27 +68,32 @@ class HalvesBatches:
         max_tokens: int,
         seed: int,
     ) -> None:
+        room = max_tokens - tokenizer.num_special_tokens_to_add()
+        if room < SHORTEST:
+            raise UserError(
+                f"features.max_tokens: {max_tokens}, of which {room} are of a text; the objective "
+                f"halves expects {SHORTEST} at least"
+            )
         encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
         special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         framed = [_framed(ids, special) for ids in encoded]
-        long = sorted(
-            (one for one in framed if len(one[1]) >= SHORTEST), key=lambda one: len(one[1])
-        )
-        if len(long) < 2:
+        self.long = [one for one in framed if len(one[1]) >= SHORTEST]
+        if len(self.long) < 2:
             raise UserError(
-                f"pretrain.text.objective: halves: {len(long)} of {len(texts)} texts have "
+                f"pretrain.text.objective: halves: {len(self.long)} of {len(texts)} texts have "
                 f"{SHORTEST} tokens or more; expected two at least, or the objective masked"
             )
-        self.steps = -(-len(long) // config.batch)
-        # of even sizes: the last few texts would have little to be told from
-        ends = [len(long) * k // self.steps for k in range(self.steps + 1)]
-        self.chunks = [long[a:b] for a, b in pairwise(ends)]
+        # of even sizes, rather too large: the last few texts would have little to be told from
+        self.steps = max(1, len(self.long) // config.batch)
         self.draws = torch.Generator().manual_seed(seed)
 
     def __call__(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """`input_ids` and `attention_mask`, [P, L] each."""
+        order = torch.randperm(len(self.long), generator=self.draws).tolist()
+        order.sort(key=lambda place: len(self.long[place][1]))
         for chunk in torch.randperm(self.steps, generator=self.draws).tolist():
-            halves = [self._cut(*one) for one in self.chunks[chunk]]
+            first, end = (len(order) * k // self.steps for k in (chunk, chunk + 1))
+            halves = [self._cut(*self.long[place]) for place in order[first:end]]
             tokens, mask = pad([first for first, _ in halves] + [second for _, second in halves])
             yield {"input_ids": tokens, "attention_mask": mask}
 

@@ -16,7 +16,7 @@ from models.nets.config import NewEncoder, TextPretraining
 from models.nets.pretrain import descend
 from models.nets.pretrain_halves import Halves, HalvesBatches
 from models.nets.pretrain_masked import MaskedBatches, MaskedTokens
-from models.nets.text import load_encoder, load_tokenizer
+from models.nets.text import load_encoder, load_tokenizer, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -81,6 +81,7 @@ def new_encoder(config: NewEncoder, tokenizer: "PreTrainedTokenizerFast") -> "Pr
 def pretrain_text(
     texts: Sequence[str],
     config: TextPretraining,
+    layers: int | None,
     max_tokens: int,
     seed: int,
     device: torch.device,
@@ -88,8 +89,10 @@ def pretrain_text(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, list[float]]":
     """An encoder that has learned from the texts what the objective asks; each epoch's mean loss.
 
+    `layers`: the first ones of an encoder to go on from, which the network will have; None: all.
     The same for the same texts in the same order. Raises UserError where the encoder to go on from
-    cannot be loaded, where it has no token to mask with, and where no texts can be cut.
+    cannot be loaded or has too few layers, where it has no token to mask with, and where fewer than
+    two texts can be cut.
     """
     torch.manual_seed(seed)
     start = config.start
@@ -98,6 +101,8 @@ def pretrain_text(
         encoder = new_encoder(start, tokenizer)
     else:
         encoder = load_encoder(start, KEY)
+        if layers is not None:
+            shorten(encoder, layers)
         tokenizer = cast("PreTrainedTokenizerFast", load_tokenizer(start, KEY))
     if config.objective == "masked" and tokenizer.mask_token is None:
         raise UserError(f"{KEY} {start!r}: its tokenizer has no mask token")

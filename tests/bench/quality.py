@@ -152,7 +152,7 @@ class Bench:
         return runs
 
     def _pretrained(self) -> Path:
-        """An encoder of the texts to learn from, which are in a lake of their own."""
+        """An encoder of all texts but the test role's, which are in a lake of their own."""
         apart = self.folder / "pretrain"
         own = [f"lake={apart / 'lake'}", f"work={apart / 'work'}"]
         own.append(f"sources.events.path={self.folder / TO_PRETRAIN}")

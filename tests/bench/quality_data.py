@@ -46,7 +46,8 @@ def simulated(folder: Path, users: int) -> Tree:
     """
     tree = _built_in("demo", {"demo-run": str(folder / "work")})
     tree["simulate"]["users"] = users
-    tree["train"]["loop"] |= {"epochs": 3, "frozen_epochs": 3}
+    tree["network"]["text"]["trainable_layers"] = 0
+    tree["train"]["loop"] |= {"epochs": 3, "frozen_epochs": 0}
     return tree
 
 
@@ -151,7 +152,7 @@ def chinese(multilingual: bool) -> Write:
             tree["network"] = {"text": {"trainable_layers": 6}}
             return tree
         rest = _undrawn(reviews, frame)
-        return _pretrained_on(folder, tree, frame, rest.head(rows) if rows else rest)
+        return _pretrained_on(folder, tree, frame, _fewer(rest, rows))
 
     return write
 

@@ -188,6 +188,7 @@ def make(folder: Path, users: int) -> Config:
         "network.text.encoder": encoder,
         "network.text.layers": "null",
         "network.text.trainable_layers": 0,
+        "network.text.words": "null",
         "train.loop.epochs": EPOCHS,
         "train.loop.patience": EPOCHS,
         "train.loop.batch_rows": 32,

@@ -1,6 +1,7 @@
 """Tests of what a modality withheld leaves of features, and of the shares of an oracle's loss."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,13 @@ import pytest
 from models.data.features import Features
 from models.data.stats import Scale
 from models.data.vocabulary import Vocabulary
-from tests.bench.parts.withheld import mirrored, share, without_social, without_tabular
+from tests.bench.parts.withheld import (
+    mirrored,
+    share,
+    without_social,
+    without_tabular,
+    without_text,
+)
 
 VOCABULARY = Vocabulary(event_types=("view", "topup", "cash_out"), categories=("toys", "food"))
 VIEW, TOPUP, CASH_OUT = 2, 3, 4
@@ -85,3 +92,14 @@ def test_share_is_of_what_the_oracle_loses() -> None:
     assert found["model"] == found["oracle"]
     half = share(y, (one + other, one / 2 + other), (one + other, other), seed=1, resamples=100)
     assert 0 < half["share"].low < half["share"].value < half["share"].high < 0.9
+
+
+def test_of_users_who_wrote_nothing_no_text_is_left() -> None:
+    known = features_of([[VIEW], []])
+    texts = pl.Series("texts", [["late again", "fine"], []], dtype=pl.List(pl.String))
+    ages = pl.Series("texts_age_d", [[3.0, 1.0], []], dtype=pl.List(pl.Float32))
+    wrote = replace(known, frame=known.frame.with_columns(texts, ages))
+    silent = without_text(wrote).frame
+    assert silent.schema == wrote.frame.schema
+    assert silent["texts"].to_list() == silent["texts_age_d"].to_list() == [[], []]
+    assert silent.drop("texts", "texts_age_d").equals(known.frame)

@@ -24,6 +24,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from models.data.features import Features
 from models.data.stats import Scale
@@ -61,23 +62,27 @@ def losses(
         own, on=key, how="left", maintain_order="left"
     )
     told = (truth["y"].is_not_null() & truth["probability"].is_not_null()).to_numpy()
-    whole = scored[task].struct.field("probability").to_numpy()
+    whole = np.asarray(logit(_floats(scored[task].struct.field("probability"))))
     best, y = _floats(truth["probability"]), _floats(truth["y"])
     found = {}
     for modality in MODALITIES:
-        less = log_odds_without(modality, scorer, known, task)
+        less = log_odds_without(modality, scorer, known, task, whole)
         worst = _floats(truth[f"without_{modality}"])
         pairs = (whole[told], less[told]), (best[told], worst[told])
         found[modality] = share(y[told], *pairs, seed=config.seed, resamples=RESAMPLES)
     return found
 
 
-def log_odds_without(modality: str, scorer: Scorer, known: Features, task: str) -> FloatArray:
-    """(N,) the model's log odds of a binary task with a modality withheld."""
+def log_odds_without(
+    modality: str, scorer: Scorer, known: Features, task: str, whole: FloatArray
+) -> FloatArray:
+    """(N,) the model's log odds of a binary task with a modality withheld.
+
+    `whole`: those with all of them.
+    """
     stats = scorer.spec.stats
     if modality == "order":
-        told = (known, mirrored(known, stats.vocabulary))
-        return np.mean([scorer.log_odds(one, task) for one in told], axis=0)
+        return (whole + scorer.log_odds(mirrored(known, stats.vocabulary), task)) / 2
     if modality == "tabular":
         less = without_tabular(known, stats.vocabulary, stats.tabular)
     else:
@@ -145,7 +150,7 @@ def share(
     seed: int,
     resamples: int,
 ) -> dict[str, Value]:
-    """`model`, `oracle`: AUC lost from the first to the second probabilities; `share` of both."""
+    """`model`, `oracle`: AUC lost from the first to the second scores; `share` of both."""
     scores = (*model, *oracle)
     auc = np.array([once("auc", y, score) for score in scores])
     draws = bootstrap(("auc",), y, scores, seed=seed, resamples=resamples)["auc"]

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from models.data.batch import pad
@@ -52,7 +53,8 @@ def test_halves_are_a_text_cut_once_in_its_frame(
         count += 1
         firsts, seconds = (part.tolist() for part in one["input_ids"].chunk(2))
         masks = one["attention_mask"].chunk(2)
-        assert len(firsts) == len(seconds) <= batch
+        assert len(firsts) == len(seconds) >= min(batch, len(TEXTS))
+        assert len(firsts) < 2 * batch
         for first, second, m, n in zip(firsts, seconds, *masks, strict=True):
             a, b = first[: int(m.sum())], second[: int(n.sum())]
             assert a[0] == b[0] == cls and a[-1] == b[-1] == sep
@@ -77,6 +79,21 @@ def test_every_epoch_cuts_elsewhere_and_the_same_seed_alike(
     assert first[0] != first[1]
 
 
+def test_every_epoch_puts_others_of_like_length_beside_a_text(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    alike = [text for text in TEXTS if len(text.split()) == len(TEXTS[0].split())]
+    assert len(alike) > 4
+    batches = HalvesBatches(alike, tokenizer, CONFIG.model_copy(update={"batch": 2}), 16, seed=4)
+
+    def pairs(epoch: int) -> set[frozenset[int]]:
+        """Which texts met, each told by the sum of its tokens."""
+        met = (batch["input_ids"].sum(1) for batch in batches(epoch))
+        return {frozenset((a + b).tolist()) for a, b in (sums.chunk(2) for sums in met)}
+
+    assert pairs(0) != pairs(1)
+
+
 def test_the_loss_is_that_of_each_half_among_all_others(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
@@ -93,8 +110,8 @@ def test_the_loss_is_that_of_each_half_among_all_others(
 
 
 def test_texts_of_one_topic_end_up_beside_each_other() -> None:
-    encoder, tokenizer, losses = pretrain_text(TEXTS, CONFIG, 16, 1, CPU, lambda *_: None)
-    again = pretrain_text(TEXTS, CONFIG, 16, 1, CPU, lambda *_: None)[2]
+    encoder, tokenizer, losses = pretrain_text(TEXTS, CONFIG, None, 16, 1, CPU, lambda *_: None)
+    again = pretrain_text(TEXTS, CONFIG, None, 16, 1, CPU, lambda *_: None)[2]
     assert losses == again
     assert losses[-1] < losses[0] - 0.2
     sets = [tokenizer(texts_of(topic, 30))["input_ids"] for topic in range(2)]
@@ -116,3 +133,24 @@ def test_texts_too_short_to_cut_are_one_line(
 def test_one_text_a_batch_leaves_nothing_to_tell_from() -> None:
     with pytest.raises(ValidationError, match="batch: 1: expected 2 or more"):
         TextPretraining(objective="halves", batch=1)
+
+
+def test_too_few_tokens_for_any_text_are_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match=r"max_tokens: 9, of which 7 are of a text; .* 8 at least"):
+        HalvesBatches(TEXTS, tokenizer, CONFIG, 9, 1)
+
+
+def test_likeness_is_told_as_finely_in_half_precision(tokenizer: PreTrainedTokenizerFast) -> None:
+    asked = Halves(new_encoder(NEW, tokenizer).eval())
+    tokens, mask = pad(tokenizer(TEXTS[:20])["input_ids"])
+    seen = []
+    real = functional.cross_entropy
+
+    def spy(alike: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        seen.append(alike.dtype)
+        return real(alike, own)
+
+    with torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "cross_entropy", spy)
+        asked(tokens, mask)
+    assert seen == [torch.float32] * 2

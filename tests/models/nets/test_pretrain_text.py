@@ -24,14 +24,14 @@ CHINESE = [f"{who}{what}没有到账" for who in ("退款", "工资") for what i
 
 
 def pretrained(texts: list[str], config: TextPretraining) -> tuple[object, ...]:
-    return pretrain_text(texts, config, 16, 5, CPU, lambda *_: None)
+    return pretrain_text(texts, config, None, 16, 5, CPU, lambda *_: None)
 
 
 @pytest.mark.parametrize("texts", [ENGLISH, CHINESE])
 def test_a_new_encoder_learns_the_texts_it_is_given(texts: list[str], tmp_path: Path) -> None:
     """It is a folder as `network.text.encoder` wants it, and knows every word."""
     config = TextPretraining(new=SMALL, epochs=40, batch=4, learning_rate=5e-3, masked=0.3)
-    encoder, tokenizer, losses = pretrain_text(texts, config, 16, 5, CPU, lambda *_: None)
+    encoder, tokenizer, losses = pretrain_text(texts, config, None, 16, 5, CPU, lambda *_: None)
     assert len(losses) == 40
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     encoder.save_pretrained(tmp_path)
@@ -44,7 +44,9 @@ def test_a_new_encoder_learns_the_texts_it_is_given(texts: list[str], tmp_path: 
 
 def test_the_same_texts_give_the_same_encoder() -> None:
     config = TextPretraining(new=SMALL, epochs=2, batch=4)
-    first, second = (pretrain_text(ENGLISH, config, 16, 5, CPU, lambda *_: None) for _ in range(2))
+    first, second = (
+        pretrain_text(ENGLISH, config, None, 16, 5, CPU, lambda *_: None) for _ in range(2)
+    )
     assert first[1].get_vocab() == second[1].get_vocab()
     assert first[2] == second[2]
     for name, value in first[0].state_dict().items():
@@ -72,7 +74,7 @@ def test_it_goes_on_from_an_encoder(encoder_folder: Path) -> None:
     texts = ["money is short again", "good thanks", "not good not fast late"] * 4
     config = TextPretraining(encoder=str(encoder_folder), epochs=2, batch=4)
     before = load_encoder(str(encoder_folder)).state_dict()
-    encoder, tokenizer, losses = pretrain_text(texts, config, 16, 5, CPU, lambda *_: None)
+    encoder, tokenizer, losses = pretrain_text(texts, config, None, 16, 5, CPU, lambda *_: None)
     assert tokenizer.get_vocab() == load_tokenizer(str(encoder_folder)).get_vocab()
     assert all(torch.isfinite(torch.tensor(losses)))
     after = encoder.state_dict()
@@ -108,3 +110,12 @@ def test_a_tokenizer_without_a_mask_is_refused(encoder_folder: Path, tmp_path: P
 def test_an_impossible_configuration_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         TextPretraining.model_validate(bad)
+
+
+def test_of_an_encoder_the_layers_that_the_network_will_have(encoder_folder: Path) -> None:
+    """Or the mean that was trained would not be the one that is read."""
+    config = TextPretraining(encoder=str(encoder_folder), epochs=1)
+    encoder, *_ = pretrain_text(ENGLISH, config, 1, 16, 5, CPU, lambda *_: None)
+    assert encoder.config.num_hidden_layers == 1
+    with pytest.raises(UserError, match="layers: 9, of an encoder of 2"):
+        pretrain_text(ENGLISH, config, 9, 16, 5, CPU, lambda *_: None)
