@@ -47,7 +47,6 @@ def simulated(folder: Path, users: int) -> Tree:
     tree = _built_in("demo", {"demo-run": str(folder / "work")})
     tree["simulate"]["users"] = users
     tree["network"]["text"]["trainable_layers"] = 0
-    tree["train"]["loop"] |= {"epochs": 3, "frozen_epochs": 0}
     return tree
 
 
