@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from scipy.special import ndtr
 
 from models.data.schema import UserError
-from models.data.stats import fit_stats
+from models.data.stats import QUANTILES, fit_stats
 from models.data.tasks import ROLES
 from models.scoring.evaluation import Evaluation
 from ray_jobs import backfill, jobs, registry, snapshot
@@ -62,8 +63,10 @@ def test_stats_are_those_of_the_fit_role_alone(demo_run: Config, tables: Tables)
         assert made.stats.tabular[name].knots == pytest.approx(scale.knots), name
     assert [t.rate for t in made.stats.targets.values()] == [t.rate for t in whole.targets.values()]
     amounts = fit.frame["events_amount"].explode().drop_nulls().to_numpy().astype(np.float64)
-    scores = made.stats.amount.apply(amounts)
-    assert scores == pytest.approx(whole.amount.apply(amounts), abs=0.02)
+    ranks, expected = (ndtr(one.apply(amounts)) for one in (made.stats.amount, whole.amount))
+    # of a sketch: a knot may lie beyond a gap between amounts, which moves what is in the gap
+    assert ranks == pytest.approx(expected, abs=1 / (QUANTILES - 1))
+    assert np.abs(ranks - expected).mean() < 0.001
     assert sorted(p.name for p in Path(made.folder).iterdir()) == sorted([*ROLES, "snapshot.json"])
 
 
