@@ -196,11 +196,14 @@ class TextTower(nn.Module):
         """
         if self._kept is None or not texts.tokens:
             return self._encode(texts)
-        new = set(self._kept.missing(texts.strings))
-        if new:
-            part = texts.where([text in new for text in texts.strings])
+
+        def encode(new: list[str]) -> tuple[Sequence[str], Tensor]:
+            wanted = set(new)
+            part = texts.where([text in wanted for text in texts.strings])
             with torch.no_grad():
-                self._kept.add(part.strings, self._encode(part))
+                return part.strings, self._encode(part)
+
+        self._kept.keep(texts.strings, encode)
         return self._kept.of(texts.strings)
 
     def _encode(self, texts: Texts) -> Tensor:

@@ -3,7 +3,7 @@
 Shapes: B rows, U distinct texts, E width of the text encoder, M modalities, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,7 +50,8 @@ class Predictor:
     @torch.inference_mode()
     def encode(self, features: Features) -> Iterator[Encoded]:
         """The towers' vectors, `ROWS` rows at a time, in order."""
-        self._encode_texts(features)
+        distinct = features.frame["texts"].explode(empty_as_null=False).unique().sort().to_list()
+        self._encodings.keep(distinct, self._encode_texts)
         for start in range(0, features.frame.height, ROWS):
             part = replace(features, frame=features.frame.slice(start, ROWS))
             batch = make_batch(part, self.stats, self.tokenizer, self.max_tokens)
@@ -71,12 +72,9 @@ class Predictor:
             return output.double().numpy()
         return expected_amount(output, self.network.heads.targets[task]).numpy()
 
-    def _encode_texts(self, features: Features) -> None:
-        distinct = features.frame["texts"].explode(empty_as_null=False).unique().sort().to_list()
-        new = self._encodings.missing(distinct)
-        if new:
-            texts, _ = make_texts(new, self.tokenizer, self.max_tokens)
-            self._encodings.add(texts.strings, self.network.text.encode(texts))
+    def _encode_texts(self, new: list[str]) -> tuple[Sequence[str], Tensor]:
+        texts, _ = make_texts(new, self.tokenizer, self.max_tokens)
+        return texts.strings, self.network.text.encode(texts)
 
     def _lookup(self, texts: Texts) -> Tensor:
         if not texts.strings:

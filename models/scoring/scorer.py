@@ -3,7 +3,7 @@
 Backfill, the endpoint, `evaluate` and a notebook all call this one class.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from models.data.features import Features, features
 from models.data.history import History, view
 from models.nets.fusion import MODALITIES
 from models.nets.heads import most_log_amount, spread
+from models.nets.network import Outputs
 from models.scoring import artifact, policy, reasons, scorecard
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
 from models.scoring.config import ExpertName
@@ -68,7 +69,8 @@ class Scorer:
 
     def score_features(self, known: Features, proposed: pl.Series | None = None) -> pl.DataFrame:
         """Scores of feature rows, as `score` gives them."""
-        parts = [self._estimate(encoded) for encoded in self.predictor.encode(known)]
+        heard = {source for name in self.spec.tasks for source in self._heard(name)}
+        parts = [self._estimate(*read) for read in self._read(known, heard)]
         base = known.frame.select(
             "row", "user_key", "as_of", "baseline_date", "graph_date", "saturated"
         )
@@ -88,10 +90,8 @@ class Scorer:
         Without intervals, reasons or a decision, which cost many times as much.
         """
         parts = [np.empty(0)]
-        for encoded in self.predictor.encode(known):
-            output = self.predictor.network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks[task]
-            seen = {name: self.experts[name].read(encoded.frame) for name in self._heard(task)}
-            parts.append(self._log_odds(task, output, seen))
+        for _, outputs, seen in self._read(known, self._heard(task)):
+            parts.append(self._log_odds(task, outputs.tasks[task], seen))
         return np.concatenate(parts)
 
     @torch.inference_mode()
@@ -102,24 +102,29 @@ class Scorer:
         without a stack, no field for a source that a task does not have.
         """
         parts = []
-        for encoded in self.predictor.encode(known):
-            outputs = self.predictor.network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks
-            seen = {source: one.read(encoded.frame) for source, one in self.experts.items()}
+        for _, outputs, seen in self._read(known, self.experts):
             columns = []
             for name, stack in self.spec.stack.items():
                 sources = [source for source in self.experts if source in stack.alone]
-                values = self._values(name, outputs[name], seen, sources)
+                values = self._values(name, outputs.tasks[name], seen, sources)
                 own = {source: c.apply(values[source]) for source, c in stack.alone.items()}
                 columns.append(pl.DataFrame(own).to_struct(name))
             parts.append(pl.DataFrame(columns))
         return pl.concat(parts) if parts else pl.DataFrame()
 
     @torch.inference_mode()
-    def _estimate(self, encoded: Encoded) -> pl.DataFrame:
+    def _read(
+        self, known: Features, experts: Collection[ExpertName]
+    ) -> Iterator[tuple[Encoded, Outputs, Seen]]:
+        """Batch by batch: its rows, what the network answers, what these experts see of them."""
+        for encoded in self.predictor.encode(known):
+            outputs = self.predictor.network.fuse(encoded.vectors_BMD, encoded.known_BM)
+            seen = {source: self.experts[source].read(encoded.frame) for source in experts}
+            yield encoded, outputs, seen
+
+    @torch.inference_mode()
+    def _estimate(self, encoded: Encoded, outputs: Outputs, seen: Seen) -> pl.DataFrame:
         """Task structs, weights and reasons of one batch."""
-        outputs = self.predictor.network.fuse(encoded.vectors_BMD, encoded.known_BM)
-        heard = {source for name in self.spec.tasks for source in self._heard(name)}
-        seen = {source: self.experts[source].read(encoded.frame) for source in heard}
         columns = [self._task(name, outputs.tasks[name], seen) for name in self.spec.tasks]
         weights = pl.DataFrame(
             outputs.weight_BM.double().numpy(), schema=list(MODALITIES), orient="row"
