@@ -20,6 +20,8 @@ from models.data.stats import Scale, Stats
 # Texts encoded together have like lengths: a chunk's shortest has this share of the tokens of its
 # longest, so that padding is less than half of the rest, about
 EVENNESS = 0.85
+EVENT_AGE_SCALE = 8.0  # of the logarithm of 1 + hours
+TEXT_AGE_SCALE = 4.0  # of the logarithm of 1 + days
 CHUNK_TOKENS = 4096  # of a chunk, at most, or one text; bounds memory
 
 
@@ -99,6 +101,16 @@ class Batch:
     def __len__(self) -> int:
         return self.tabular_BF.shape[0]
 
+    @property
+    def event_days(self) -> Tensor:
+        """[B, S]: how many days ago the events happened."""
+        return torch.expm1(self.event_BSX[..., 2] * EVENT_AGE_SCALE) / 24
+
+    @property
+    def text_days(self) -> Tensor:
+        """[B, T]: how many days ago the texts were written."""
+        return torch.expm1(self.text_age_BT * TEXT_AGE_SCALE)
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         if device.type == "cpu":
@@ -136,7 +148,7 @@ def make_batch(
         [
             np.nan_to_num(stats.amount.apply(_padded(frame["events_amount"], length))),
             np.log1p(_padded(frame["events_gap_h"], length)) / 4,
-            np.log1p(_padded(frame["events_age_h"], length)) / 8,
+            np.log1p(_padded(frame["events_age_h"], length)) / EVENT_AGE_SCALE,
         ],
         axis=-1,
     )
@@ -161,7 +173,9 @@ def make_batch(
         weekday_BS=_codes(_padded(frame["events_weekday"], length)),
         event_BSX=_float(numbers),
         text_BT=index,
-        text_age_BT=_float(np.log1p(_padded(frame["texts_age_d"], index.shape[1])) / 4),
+        text_age_BT=_float(
+            np.log1p(_padded(frame["texts_age_d"], index.shape[1])) / TEXT_AGE_SCALE
+        ),
         texts=texts,
         labels_BK=_float(y),
     )

@@ -48,4 +48,4 @@ class BehaviourTower(nn.Module):
         """[B, D], and [B] bool: whether the user has an event."""
         events_BSD, known_BS = self.events(batch)
         steps_BSD = self.encoder(events_BSD, known_BS)
-        return self.pool(steps_BSD, known_BS), known_BS.any(1)
+        return self.pool(steps_BSD, known_BS, batch.event_days), known_BS.any(1)

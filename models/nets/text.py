@@ -225,4 +225,5 @@ class TextTower(nn.Module):
         known_BT = batch.text_BT >= 0
         texts_BTD = vectors_UD[batch.text_BT.clamp(min=0)]
         texts_BTD = self.norm(texts_BTD + self.age(batch.text_age_BT.unsqueeze(-1)))
-        return self.pool(self.drop(torch.relu(texts_BTD)), known_BT), known_BT.any(1)
+        texts_BTD = self.drop(torch.relu(texts_BTD))
+        return self.pool(texts_BTD, known_BT, batch.text_days), known_BT.any(1)

@@ -43,7 +43,7 @@ MANIFEST = "manifest.json"
 MODEL = "model.json"
 WEIGHTS = "model.safetensors"
 EXPERTS = "experts"
-FORMAT = 2  # of what an artifact holds, and of how it is read: another one is refused
+FORMAT = 3  # of what an artifact holds, and of how it is read: another one is refused
 
 
 class ModelSpec(Strict):

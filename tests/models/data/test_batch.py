@@ -117,6 +117,7 @@ def test_events_are_padded_on_the_right(known: Features, stats: Stats) -> None:
     assert amount[0].tolist() == pytest.approx(stats.amount.apply(np.array([5.0, -5.0, 9.0])))
     assert gap[0].tolist() == pytest.approx([0, math.log1p(24) / 4, math.log1p(47) / 4])
     assert age[0].tolist() == pytest.approx([math.log1p(h) / 8 for h in (72, 48, 1)])
+    assert batch.event_days[0].tolist() == pytest.approx([3, 2, 1 / 24], rel=1e-5)
 
 
 def test_what_is_unknown_is_flagged_and_zero(known: Features, stats: Stats) -> None:
@@ -151,6 +152,7 @@ def test_each_text_is_encoded_once(known: Features, stats: Stats) -> None:
     assert batch.text_BT.tolist() == [[0, 1], [0, -1], [-1, -1]]
     ages = [[math.log1p(3) / 4, math.log1p(2) / 4], [math.log1p(1) / 4, 0], [0, 0]]
     assert batch.text_age_BT.flatten().tolist() == pytest.approx(list(chain(*ages)))
+    assert batch.text_days.flatten().tolist() == pytest.approx([3, 2, 1, 0, 0, 0], rel=1e-5)
     assert [n for mask in batch.texts.masks for n in mask.sum(1).tolist()] == [6, 8]
 
 

@@ -1,10 +1,13 @@
 """Masked pooling: what is not there has no say."""
 
+import math
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.nets.pooling import AttentionPool, masked_softmax
+from models.nets.pooling import DAYS, AttentionPool, masked_softmax
 
 MASKS = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=0, max_size=6)
 
@@ -35,14 +38,18 @@ def test_steps_that_are_not_known_do_not_move_the_pool(masks: list[list[bool]]) 
     pool = AttentionPool(8, 2.0)
     known_BN = torch.tensor(masks, dtype=torch.bool).reshape(-1, 5)
     steps_BND = torch.randn(len(known_BN), 5, 8)
+    days_BN = torch.rand(len(known_BN), 5) * 100
     other_BND = torch.where(known_BN.unsqueeze(-1), steps_BND, torch.full_like(steps_BND, 99.0))
+    older_BN = torch.where(known_BN, days_BN, days_BN + 50)
     with torch.no_grad():
-        assert torch.allclose(pool(steps_BND, known_BN), pool(other_BND, known_BN), atol=1e-6)
+        pooled_BD = pool(steps_BND, known_BN, days_BN)
+        assert torch.allclose(pooled_BD, pool(other_BND, known_BN, older_BN), atol=1e-6)
 
 
 def test_a_row_with_nothing_pools_to_the_bias() -> None:
     pool = AttentionPool(8, 2.0)
-    pooled_BD = pool(torch.randn(3, 5, 8), torch.zeros(3, 5, dtype=torch.bool))
+    nothing_BN = torch.zeros(3, 5, dtype=torch.bool)
+    pooled_BD = pool(torch.randn(3, 5, 8), nothing_BN, torch.zeros(3, 5))
     assert torch.equal(pooled_BD, pool.out.bias.expand(3, 8))
 
 
@@ -51,5 +58,36 @@ def test_the_pool_tells_how_often_the_same_step_stands_there() -> None:
     pool = AttentionPool(8, 2.0)
     steps_BND = torch.randn(8).expand(2, 5, 8)
     known_BN = torch.tensor([[True] * 1 + [False] * 4, [True] * 4 + [False] * 1])
-    once_D, often_D = pool(steps_BND, known_BN)
+    once_D, often_D = pool(steps_BND, known_BN, torch.zeros(2, 5))
     assert not torch.allclose(once_D, often_D, atol=1e-3)
+
+
+def told_by_the_sum(days: float) -> torch.Tensor:
+    """[D] of a lone step of ones, so many days old, whose gate is half open; scale 1."""
+    pool = AttentionPool(8, 1.0)
+    with torch.no_grad():
+        pool.gate.weight.zero_()
+        pool.gate.bias.zero_()
+        pool.out.weight.copy_(torch.eye(8, 16).roll(8, 1))  # of both halves, the sum
+        pool.out.bias.zero_()
+        pooled_BD: torch.Tensor = pool(
+            torch.ones(1, 1, 8), torch.ones(1, 1, dtype=torch.bool), torch.full((1, 1), days)
+        )
+    return pooled_BD[0]
+
+
+def test_a_lone_step_fades_each_component_at_a_pace_of_its_own() -> None:
+    fastest, slowest = DAYS
+    assert told_by_the_sum(0.0).tolist() == pytest.approx([0.5] * 8)
+    left_D = told_by_the_sum(75.0)
+    assert (left_D.diff() > 0).all()
+    assert float(left_D[0]) == pytest.approx(math.exp(-75 / fastest) / 2)
+    assert float(left_D[-1]) == pytest.approx(math.exp(-75 / slowest) / 2)
+
+
+def test_what_is_a_century_old_is_gone_and_leaves_finite_gradients() -> None:
+    pool = AttentionPool(8, 1.0)
+    days_BN = torch.tensor([[36_500.0, 2.0]])
+    pooled_BD = pool(torch.randn(1, 2, 8), torch.ones(1, 2, dtype=torch.bool), days_BN)
+    pooled_BD.sum().backward()
+    assert pool.log_rate_D.grad is not None and torch.isfinite(pool.log_rate_D.grad).all()
