@@ -8,6 +8,7 @@ import ray
 import torch
 
 from models.data.schema import UserError
+from models.nets.config import ARCHITECTURE
 from models.nets.lora import merge_adapters
 from models.nets.pretrain_events import check_tower
 from models.nets.text import load_tokenizer
@@ -80,7 +81,8 @@ def _identity(config: Config, snapshot: Snapshot) -> str:
     parts = config.model_dump(
         mode="json", include={"seed", "network", "train"}, exclude={"train": MAY_CHANGE}
     )
-    return f"{Path(snapshot.folder).name}-{short_digest(parts)}"
+    of = short_digest({"architecture": ARCHITECTURE, **parts})
+    return f"{Path(snapshot.folder).name}-{of}"
 
 
 def _claim(folder: Path, identity: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from models.data.schema import UserError
+from models.nets.config import ARCHITECTURE
 from ray_jobs.config import Config
 from ray_jobs.feed import Feed, Phase
 from ray_jobs.progress import say
@@ -109,6 +110,7 @@ def _identity(config: Config, tables: Tables, space: Space) -> dict[str, Any]:
         **config.model_dump(mode="json", include=parts, exclude={"train": MAY_CHANGE}),
         "tune": config.tune.model_dump(mode="json", include=search),
         "tables": tables.versions,
+        "architecture": ARCHITECTURE,
     }
 
 

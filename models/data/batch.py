@@ -20,9 +20,9 @@ from models.data.stats import Scale, Stats
 # Texts encoded together have like lengths: a chunk's shortest has this share of the tokens of its
 # longest, so that padding is less than half of the rest, about
 EVENNESS = 0.85
+CHUNK_TOKENS = 4096  # of a chunk, at most, or one text; bounds memory
 EVENT_AGE_SCALE = 8.0  # of the logarithm of 1 + hours
 TEXT_AGE_SCALE = 4.0  # of the logarithm of 1 + days
-CHUNK_TOKENS = 4096  # of a chunk, at most, or one text; bounds memory
 
 
 class Tokenizer(Protocol):

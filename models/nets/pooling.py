@@ -9,15 +9,15 @@ DAYS = 5.0, 1000.0  # that the fastest and the slowest component last, at first
 
 
 class AttentionPool(nn.Module):
-    """Softmax attention with one learned query beside a fading sum; zero where nothing is.
+    """Softmax attention with one learned query beside a fading sum; a bias where nothing is.
 
-    The attention says what matters most among the steps, whatever their number and age. The sum,
-    each step behind a gate of its own, says how much of it there was, and how long ago: a mean
-    cannot tell how often something happened, and a lone step has all of its weight however old it
-    is. Each component of a step fades as exp(−days / τ), with a τ of its own that is learned.
-    `scale`: steps; keeps the sum near one. Source of the attention: Yang et al. 2016,
-    "Hierarchical attention networks", eq. 5-7; of the fading: Che et al. 2018, "Recurrent neural
-    networks for multivariate time series with missing values", eq. 10.
+    The attention says what matters most among the steps, whatever their number. The sum, each step
+    behind a gate of its own, says how much of it there was, and how long ago: no weights that sum
+    to one can tell how often something happened, nor that a lone step is old. Each component of a
+    step fades as exp(−days / τ), with a τ of its own that is learned. `scale`: steps; keeps the sum
+    near one. Source of the attention: Yang et al. 2016, "Hierarchical attention networks", eq. 5-7;
+    of the fading: Che et al. 2018, "Recurrent neural networks for multivariate time series with
+    missing values", eq. 10.
     """
 
     def __init__(self, width: int, scale: float) -> None:

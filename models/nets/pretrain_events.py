@@ -25,7 +25,7 @@ from models.data.schema import UserError
 from models.data.stats import Stats
 from models.data.strict import Strict
 from models.data.vocabulary import Vocabulary
-from models.nets.config import BehaviourConfig, EventPretraining, NetworkConfig
+from models.nets.config import ARCHITECTURE, BehaviourConfig, EventPretraining, NetworkConfig
 from models.nets.pretrain import descend
 from models.nets.sequence import BehaviourTower
 
@@ -42,6 +42,7 @@ class TowerSpec(Strict):
     max_events: int
     event_types: tuple[str, ...]
     categories: tuple[str, ...]
+    architecture: int = 1  # of those that did not say
 
     @classmethod
     def of(cls, network: NetworkConfig, features: FeatureConfig, words: Vocabulary) -> "TowerSpec":
@@ -52,6 +53,7 @@ class TowerSpec(Strict):
             max_events=features.max_events,
             event_types=words.event_types,
             categories=words.categories,
+            architecture=ARCHITECTURE,
         )
 
     def tower(self, dropout: float) -> BehaviourTower:

@@ -128,7 +128,13 @@ def test_a_folder_without_a_tower_is_refused(tmp_path: Path, spec: TowerSpec) ->
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("width", 32), ("max_events", 3), ("event_types", ("pay", "order")), ("categories", ())],
+    [
+        ("width", 32),
+        ("max_events", 3),
+        ("event_types", ("pay", "order")),
+        ("categories", ()),
+        ("architecture", 1),
+    ],
 )
 def test_a_tower_that_does_not_fit_is_refused(
     tmp_path: Path, spec: TowerSpec, field: str, value: object

@@ -102,6 +102,16 @@ def test_every_input_of_an_event_matters(tower: BehaviourTower, batch: Batch, fi
     assert torch.equal(moved_BD.abs().amax(1) > 1e-5, has_B)
 
 
+def test_events_fade_with_their_age(tower: BehaviourTower, batch: Batch) -> None:
+    """Also where the embedding of an event does not say how old it is."""
+    numbers_BSX = batch.event_BSX.clone()
+    numbers_BSX[..., 2] += 0.1
+    with torch.no_grad():
+        tower.events.numbers.weight[:, 2] = 0
+    moved_BD = vectors(tower, batch) - vectors(tower, replace(batch, event_BSX=numbers_BSX))
+    assert torch.equal(moved_BD.abs().amax(1) > 1e-5, batch.type_BS[:, 0] > 0)
+
+
 def test_a_user_without_events_is_finite_and_unknown(tower: BehaviourTower, batch: Batch) -> None:
     none = on_events(batch, lambda values: torch.cat([values[:1] * 0, values[1:]]))
     with torch.no_grad():

@@ -217,6 +217,16 @@ def test_the_order_of_texts_matters_not_but_their_age_does(tower: TextTower, bat
     assert torch.equal(plain_BD[~known_B], vectors(older)[~known_B])
 
 
+def test_texts_fade_with_their_age(tower: TextTower, batch: Batch) -> None:
+    """Also where their embedding does not say how old they are."""
+    older = replace(batch, text_age_BT=batch.text_age_BT + 0.5)
+    with torch.no_grad():
+        tower.age.weight.zero_()
+        encoded_UE = tower.encode(batch.texts)
+        moved_BD = tower(encoded_UE, batch)[0] - tower(encoded_UE, older)[0]
+    assert torch.equal(moved_BD.abs().amax(1) > 1e-5, (batch.text_BT >= 0).any(1))
+
+
 def test_a_larger_vocabulary_than_the_tokenizers_is_allowed(damaged: Path) -> None:
     """Embeddings are often padded to a multiple of 64 rows."""
     config = BertConfig.from_pretrained(damaged)
