@@ -25,13 +25,14 @@ class Encodings:
         `encode`: texts → the same, in any order, and their encodings [U, E].
         """
         new = [text for text in texts if text not in self._kept]
-        if new and len(self._kept) + len(new) > MOST:
+        if not new:
+            return
+        if len(self._kept) + len(new) > MOST:
             own = set(texts)
             others = (text for text in self._kept if text not in own)
             for text in list(islice(others, len(new) + MOST // 8)):  # and room for the next ones
                 del self._kept[text]
-        if new:
-            self._kept.update(zip(*encode(new), strict=True))
+        self._kept.update(zip(*encode(new), strict=True))
 
     def of(self, texts: Sequence[str]) -> Tensor:
         """[U, E] of texts that are kept, at least one."""

@@ -40,6 +40,7 @@ class Expert(Protocol):
 
 
 Experts = Mapping[ExpertName, Expert]
+Seen = Mapping[ExpertName, Any]  # what each expert has read of some rows
 LOADERS: dict[ExpertName, Callable[[Path, Mapping[str, Task]], Expert]] = {
     "lightgbm": TreeExpert.load,
     "tfidf": TermExpert.load,

@@ -9,9 +9,8 @@ Shapes: B rows, M modalities, D width, F tabular columns, R reasons, N rows of a
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,15 +22,14 @@ from models.data.features import tabular_columns
 from models.data.vocabulary import Vocabulary
 from models.nets.fusion import MODALITIES
 from models.nets.network import Network
-from models.scoring.config import ExpertName
-from models.scoring.expert import Experts
+from models.scoring.expert import Experts, Seen
 from models.scoring.predict import Encoded, Predictor
 
 MOST = 4  # reasons given; US Regulation B's commentary holds more than four to be unhelpful
 LEAST_EFFECT = 0.02  # in log odds
 BY_TYPE = re.compile(r"(?s)(?:n|sum)_(.+)_\d+d|trend_(?:n|sum)_(.+)|recency_(.+)_d")
 # a task, the network's output [N], what each expert sees of the N rows → log odds [N]
-LogOdds = Callable[[str, Tensor, Mapping[ExpertName, Any]], NDArray[np.float64]]
+LogOdds = Callable[[str, Tensor, Seen], NDArray[np.float64]]
 TYPE = pl.Struct({"code": pl.String, "text": pl.String, "effect": pl.Float64})
 
 MODALITY_REASONS = {
@@ -103,11 +101,13 @@ def effects(
     reasons: tuple[Reason, ...],
     log_odds: LogOdds,
     experts: Experts,
+    seen: Seen,
 ) -> NDArray[np.float64]:
     """[B, R]: the rise in log odds of a binary task that each reason's real inputs bring.
 
-    `log_odds` are those of the final probability, `experts` those that have a say in it. What is
-    replaced for the network is replaced for them, and changes nothing where they do not read it.
+    `log_odds` are those of the final probability, `experts` those that have a say in it, `seen`
+    what they have read of the rows. What is replaced for the network is replaced for them, and
+    changes nothing where they do not read it.
     """
     network = predictor.network
     outputs = [network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks[task]]
@@ -121,11 +121,8 @@ def effects(
             known_BM[:, MODALITIES.index(reason.code)] = False
         outputs.append(network.fuse(vectors_BMD, known_BM).tasks[task])
     parts = [(reason.code, reason.columns) for reason in reasons]
-    seen = {
-        source: expert.without(expert.read(encoded.frame), parts)
-        for source, expert in experts.items()
-    }
-    actual_B, *without = np.split(log_odds(task, torch.cat(outputs), seen), len(outputs))
+    without_each = {source: one.without(seen[source], parts) for source, one in experts.items()}
+    actual_B, *without = np.split(log_odds(task, torch.cat(outputs), without_each), len(outputs))
     return actual_B[:, None] - np.stack(without, axis=1)
 
 

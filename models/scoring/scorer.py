@@ -3,9 +3,8 @@
 Backfill, the endpoint, `evaluate` and a notebook all call this one class.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,13 +21,13 @@ from models.nets.network import Outputs
 from models.scoring import artifact, policy, reasons, scorecard
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
 from models.scoring.config import ExpertName
+from models.scoring.expert import Seen
 from models.scoring.predict import Encoded, Predictor
 from models.scoring.stack import ALONE, NETWORK, TaskStack, combine
 
 INTERVAL = (0.05, 0.95)  # of a probability: over the calibration's bootstrap replicates
 AMOUNT_INTERVAL = (0.1, 0.9)  # of an amount: of its predictive distribution
 NO_STACK = TaskStack(weights=ALONE)
-Seen = Mapping[ExpertName, Any]  # what each expert sees of some rows
 
 Floats = NDArray[np.float64]
 
@@ -131,7 +130,7 @@ class Scorer:
         ).to_struct("weights")
         effect_BR = reasons.effects(
             self.predictor, encoded, self.spec.roles.pd, self._reasons, self._log_odds,
-            {source: self.experts[source] for source in self._heard(self.spec.roles.pd)},
+            {source: self.experts[source] for source in self._heard(self.spec.roles.pd)}, seen,
         )  # fmt: skip
         return pl.DataFrame([*columns, weights, reasons.top_reasons(effect_BR, self._reasons)])
 

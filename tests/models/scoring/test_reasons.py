@@ -129,7 +129,7 @@ def test_columns_that_the_network_ignores_have_no_effect(
     reasons = reasons_of(vocabulary)
     ignored = next(r for r in reasons if r.code == "event:late")
     ignore_columns(predictor.network, ignored.columns)
-    effect_BR = effects(predictor, encoded(predictor, known), "default", reasons, raw, {})
+    effect_BR = effects(predictor, encoded(predictor, known), "default", reasons, raw, {}, {})
     assert effect_BR.shape == (known.frame.height, len(reasons))
     k = reasons.index(ignored)
     assert np.abs(effect_BR[:, k]).max() < 1e-6
@@ -141,7 +141,7 @@ def test_a_modality_that_is_not_there_has_no_effect(
 ) -> None:
     reasons = reasons_of(vocabulary)
     one = encoded(predictor, known)
-    effect_BR = effects(predictor, one, "default", reasons, raw, {})
+    effect_BR = effects(predictor, one, "default", reasons, raw, {}, {})
     for k, reason in enumerate(reasons[:3]):
         there_B = one.known_BM[:, MODALITIES.index(reason.code)].numpy()
         assert np.abs(effect_BR[~there_B, k]).max(initial=0.0) < 1e-6
@@ -158,7 +158,9 @@ def test_an_effect_is_what_the_real_inputs_add_to_the_log_odds(
     with torch.inference_mode():
         rise_B = fuse(one.vectors_BMD, one.known_BM).tasks["fraud"]
         rise_B = rise_B - fuse(one.vectors_BMD, without_BM).tasks["fraud"]
-    effect_BR = effects(predictor, one, "fraud", (Reason("text", "What the user wrote"),), raw, {})
+    effect_BR = effects(
+        predictor, one, "fraud", (Reason("text", "What the user wrote"),), raw, {}, {}
+    )
     assert np.allclose(effect_BR[:, 0], rise_B.numpy(), atol=1e-6)
     assert np.abs(effect_BR).max() > 1e-4
 
@@ -179,7 +181,7 @@ def test_columns_are_compared_with_the_median_user(
     with torch.inference_mode():
         median = network(batch).tasks["default"]
         rise_B = network(one.batch).tasks["default"] - median
-    effect_BR = effects(predictor, one, "default", (reason,), raw, {})
+    effect_BR = effects(predictor, one, "default", (reason,), raw, {}, {})
     assert np.allclose(effect_BR[:, 0], rise_B.numpy(), atol=1e-6)
     assert np.abs(effect_BR).max() > 1e-4
 
@@ -199,7 +201,15 @@ def test_the_expert_sees_the_replacement_that_the_network_sees(
         assert len(seen["lightgbm"]) == len(output)
         return trees.raw(seen["lightgbm"])
 
-    effect_BR = effects(predictor, one, "fraud", reasons, by_trees, {"lightgbm": expert})
+    effect_BR = effects(
+        predictor,
+        one,
+        "fraud",
+        reasons,
+        by_trees,
+        {"lightgbm": expert},
+        {"lightgbm": expert.read(one.frame)},
+    )
     x_BC = expert.read(known.frame)
     for k, reason in enumerate(reasons):
         without = x_BC.copy()
@@ -219,7 +229,7 @@ def test_looking_for_reasons_leaves_the_inputs_as_they_were(
 ) -> None:
     one = encoded(predictor, known)
     kept = one.vectors_BMD.clone(), one.known_BM.clone(), one.batch.tabular_BF.clone()
-    effects(predictor, one, "default", reasons_of(vocabulary), raw, {})
+    effects(predictor, one, "default", reasons_of(vocabulary), raw, {}, {})
     now = one.vectors_BMD, one.known_BM, one.batch.tabular_BF
     assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
 
