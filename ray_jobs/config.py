@@ -52,6 +52,7 @@ class TrainConfig(Strict):
     select_rows: int = Field(default=4000, ge=1)  # of the select role, scored after each epoch
     checkpoint_steps: int | None = Field(default=None, ge=1)  # None: after each epoch only
     wandb: WandbConfig | None = None  # beside TensorBoard's files, which are always written
+    cross_fit: int | None = Field(default=None, ge=2)  # folds that calibrate beside their role
     resample: ResampleConfig | None = None  # of the fit role, a rank's rows at a time
     loop: FitConfig = FitConfig()
 
@@ -160,6 +161,11 @@ class Config(Strict):
         check_binary("network.loss.binary", self.network.loss.binary, self.tasks)
         if self.train.resample is not None:
             check_binary("train.resample.task", [self.train.resample.task], self.tasks)
+        if self.train.cross_fit is not None and self.split.schedule != "given":
+            raise ValueError(
+                "train.cross_fit: for split.schedule given; where roles stand in time order, the "
+                "calibrate role is nearer to what will be scored than any fold of the fit role"
+            )
         if not any(source.table == "events" for source in self.sources.values()):
             raise ValueError("sources: at least one must map to the events table")
         for name, source in self.sources.items():

@@ -7,6 +7,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from models.data.tasks import Role
+from ray_jobs.folds import inside
 from ray_jobs.snapshot import Snapshot
 
 GRAIN = 10_000  # of a share
@@ -60,6 +61,7 @@ class Frames:
         if role == "fit" or self.folds:
             keep &= pl.col("user_key").hash(self.seed) % GRAIN < round(self.share * GRAIN)
         if self.folds:
-            inside = pl.col("user_key").hash(self.seed + 1) % self.folds == self.fold
-            keep &= inside if role == "select" else ~inside
+            assert self.fold is not None
+            own = inside(self.fold, self.folds, self.seed)
+            keep &= own if role == "select" else ~own
         return keep

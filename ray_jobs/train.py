@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
 import torch
+from ray.train import Checkpoint
 
 from models.data.schema import UserError
 from models.nets.config import ARCHITECTURE
@@ -14,11 +16,12 @@ from models.nets.pretrain_events import check_tower
 from models.nets.text import load_tokenizer
 from models.scoring import artifact
 from models.scoring.expert import Experts, fit_experts
-from models.scoring.fit_calibration import calibrators_of
+from models.scoring.fit_calibration import Judged, calibrators_of, judge
 from models.scoring.predict import Predictor
 from ray_jobs import registry, tracking
 from ray_jobs.checkpoint import history_of, weights_of
 from ray_jobs.config import Config
+from ray_jobs.folds import fold_of
 from ray_jobs.frames import Frames
 from ray_jobs.kept import with_kept
 from ray_jobs.lake import Lake
@@ -52,14 +55,12 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     tracking.check(config.train.wandb)
     run, storage = name or _identity(config, snapshot), Path(config.work) / "train"
     _claim(storage / run, _identity(config, snapshot))
-    snapshot = with_kept(config, Frames(snapshot, config.train.select_rows, config.seed))
-    with watched("train") as board:
-        result = fit(trainer(config, snapshot, storage, run, board))
-    best = result.get_best_checkpoint(SCORE, "min")
-    assert best is not None and result.checkpoint is not None
-    with best.as_directory() as weights, result.checkpoint.as_directory() as last:
-        history = history_of(Path(last))
-        path = Path(result_of(_finish.remote(config, snapshot, weights, run, unknown)))
+    held_out = _cross_fitted(config, snapshot, storage, run)
+    snapshot, best, last = _trained(config, snapshot, storage, run)
+    with best.as_directory() as weights, last.as_directory() as newest:
+        history = history_of(Path(newest))
+        finish = _finish.remote(config, snapshot, weights, run, unknown, held_out)
+        path = Path(result_of(finish))
     (Path(config.work) / "artifacts" / f"{path.name}.epochs.json").write_text(json.dumps(history))
     registry.register(lake, path, snapshot.versions, {"epochs": history})
     say(f"train: candidate {path.name}, the best of {len(history)} epochs")
@@ -97,19 +98,52 @@ def _claim(folder: Path, identity: str) -> None:
     mark.write_text(identity, encoding="utf-8")
 
 
+def _trained(
+    config: Config, snapshot: Snapshot, storage: Path, run: str
+) -> tuple[Snapshot, Checkpoint, Checkpoint]:
+    """The snapshot as the network saw it, the checkpoints of its best epoch and of its last."""
+    snapshot = with_kept(config, Frames(snapshot, config.train.select_rows, config.seed))
+    with watched("train") as board:
+        result = fit(trainer(config, snapshot, storage, run, board))
+    best = result.get_best_checkpoint(SCORE, "min")
+    assert best is not None and result.checkpoint is not None
+    return snapshot, best, result.checkpoint
+
+
+def _cross_fitted(config: Config, snapshot: Snapshot, storage: Path, run: str) -> list[Judged]:
+    """What is said of each fold of the fit role by a network and experts trained without it."""
+    folds, judged = config.train.cross_fit or 0, []
+    for number in range(folds):
+        say(f"train: fold {number + 1} of {folds}")
+        name = f"{run}-fold-{number}"
+        with fold_of(snapshot, number, folds, config.seed, storage / f"{name}-rows") as fold:
+            seen, best, _ = _trained(config, fold, storage, name)
+            with best.as_directory() as weights:
+                judged.append(result_of(_judge.remote(config, seen, weights)))
+    return judged
+
+
 @ray.remote(num_cpus=1)
-def _finish(config: Config, snapshot: Snapshot, weights: str, run: str, unknown: float) -> str:
-    """Calibrate the best epoch's network and save the artifact; its path."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    network = network_of(config, snapshot)
-    network.load_state_dict(weights_of(Path(weights)))
-    if config.network.text.lora is not None:  # an artifact holds a plain encoder
-        merge_adapters(network.text.encoder)
-    tokenizer = load_tokenizer(config.network.text.encoder)
-    predictor = Predictor(network, snapshot.stats, tokenizer, config.features.max_tokens)
-    experts = _experts(config, snapshot)
-    rows = snapshot.read("calibrate")
-    calibration = calibrators_of(predictor, rows, config.tasks, config.seed, experts)
+def _judge(config: Config, snapshot: Snapshot, weights: str) -> Judged:
+    """What a network, and experts trained beside it, say of the calibrate role."""
+    return _judged(config, snapshot, weights)[0]
+
+
+@ray.remote(num_cpus=1)
+def _finish(
+    config: Config,
+    snapshot: Snapshot,
+    weights: str,
+    run: str,
+    unknown: float,
+    held_out: Sequence[Judged],
+) -> str:
+    """Calibrate the best epoch's network and save the artifact; its path.
+
+    `held_out`: of the folds, where the training is cross-fitted.
+    """
+    judged, predictor, experts = _judged(config, snapshot, weights)
+    calibration = calibrators_of([*held_out, judged], config.tasks, config.seed)
     spec = artifact.ModelSpec(
         tasks=config.tasks,
         roles=config.roles,
@@ -126,11 +160,27 @@ def _finish(config: Config, snapshot: Snapshot, weights: str, run: str, unknown:
             "versions": json.dumps(snapshot.versions, sort_keys=True),
             "seed": str(config.seed),
             "stack": config.stack.model_dump_json(),
+            "cross_fit": str(config.train.cross_fit or 0),
             "run": run,
             "unknown_tokens": f"{unknown:.4f}",  # of the fit role's texts
         },
     )
-    return str(artifact.save(Path(config.work) / "artifacts", spec, network, tokenizer, experts))
+    own = predictor.network, predictor.tokenizer, experts
+    return str(artifact.save(Path(config.work) / "artifacts", spec, *own))
+
+
+def _judged(config: Config, snapshot: Snapshot, weights: str) -> tuple[Judged, Predictor, Experts]:
+    """What the best epoch's network and the experts say of the calibrate role; these."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    network = network_of(config, snapshot)
+    network.load_state_dict(weights_of(Path(weights)))
+    if config.network.text.lora is not None:  # an artifact holds a plain encoder
+        merge_adapters(network.text.encoder)
+    tokenizer = load_tokenizer(config.network.text.encoder)
+    predictor = Predictor(network, snapshot.stats, tokenizer, config.features.max_tokens)
+    experts = _experts(config, snapshot)
+    rows = snapshot.read("calibrate")
+    return judge(predictor, rows, config.tasks, experts), predictor, experts
 
 
 def _experts(config: Config, snapshot: Snapshot) -> Experts:

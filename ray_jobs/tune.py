@@ -107,7 +107,10 @@ def _identity(config: Config, tables: Tables, space: Space) -> dict[str, Any]:
     search = {"objectives", "seeds", "folds", "share", "workers"}
     return {
         "space": space.describe(),
-        **config.model_dump(mode="json", include=parts, exclude={"train": MAY_CHANGE}),
+        # calibration is no part of a trial
+        **config.model_dump(
+            mode="json", include=parts, exclude={"train": MAY_CHANGE | {"cross_fit"}}
+        ),
         "tune": config.tune.model_dump(mode="json", include=search),
         "tables": tables.versions,
         "architecture": ARCHITECTURE,

@@ -9,9 +9,7 @@ from pydantic import Field, model_validator
 from models.data.strict import Strict
 
 MINILM = "minilm"  # sentence-transformers/all-MiniLM-L6-v2, as shipped by a PyPI wheel
-ARCHITECTURE = (
-    2  # raised, as an artifact's FORMAT is, when a network comes to have other parameters
-)
+ARCHITECTURE = 2  # raised when a network comes to have other parameters
 Amounts = Literal["linear", "piecewise"]
 Precision = Literal["bf16", "fp32"]
 

@@ -27,7 +27,7 @@ from models.data.schema import UserError
 from models.data.stats import Stats
 from models.data.strict import Strict
 from models.data.tasks import Roles, Task
-from models.nets.config import NetworkConfig
+from models.nets.config import ARCHITECTURE, NetworkConfig
 from models.nets.network import Network
 from models.nets.text import empty_encoder
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
@@ -43,7 +43,8 @@ MANIFEST = "manifest.json"
 MODEL = "model.json"
 WEIGHTS = "model.safetensors"
 EXPERTS = "experts"
-FORMAT = 3  # of what an artifact holds, and of how it is read: another one is refused
+FILES = 1  # raised when the files hold something else
+FORMAT = FILES + ARCHITECTURE  # both only rise, so this does; another one is refused
 
 
 class ModelSpec(Strict):

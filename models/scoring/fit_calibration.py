@@ -1,10 +1,10 @@
-"""Calibrators of a trained model, fitted on the calibrate role's rows (never resampled).
+"""Calibrators of a trained model, fitted on rows that it has not seen (never resampled).
 
 With experts beside the network the same rows choose the weights of all: the stack is a part of the
-calibration, of one parameter more an expert.
+calibration, of one parameter more an expert. Shape: N rows with a known outcome.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,34 +49,53 @@ class Calibration:
     stack: dict[str, TaskStack]
 
 
-def calibrators_of(
+@dataclass(frozen=True)
+class Judged:
+    """What a model's sources say of rows, and what came of these: by task, where it is known.
+
+    `values`: source → (N,) raw values; `outcomes`: (N,).
+    """
+
+    values: Mapping[str, Values]
+    outcomes: Mapping[str, FloatArray]
+
+
+def judge(
     predictor: Predictor,
     rows: Features,
     tasks: Mapping[str, Task],
-    seed: int,
     experts: Experts | None = None,
-) -> Calibration:
-    """Calibrators of the network, or of its stack with experts.
-
-    `rows` holds the labels as `y_<task>`. Raises UserError for a task without labels, or with one
-    class only.
-    """
+) -> Judged:
+    """What the network, and experts beside it, say of rows that hold outcomes as `y_<task>`."""
     network = predictor.raw(rows)
     values: dict[str, dict[str, FloatArray]] = {name: {NETWORK: network[name]} for name in tasks}
     for source, expert in (experts or {}).items():
         seen = expert.read(rows.frame)
         for name in expert.tasks:
             values[name][source] = expert.raw(name, seen)
+    labels = {name: rows.frame[f"y_{name}"] for name in tasks}
+    known = {name: label.is_not_null().to_numpy() for name, label in labels.items()}
+    return Judged(
+        {name: {s: v[known[name]] for s, v in own.items()} for name, own in values.items()},
+        {name: label.drop_nulls().to_numpy() for name, label in labels.items()},
+    )
+
+
+def calibrators_of(judged: Sequence[Judged], tasks: Mapping[str, Task], seed: int) -> Calibration:
+    """Calibrators of the network, or of its stack with experts.
+
+    `judged`: of the calibrate role; before it, where a training is cross-fitted, of each fold by
+    the training without it. Raises UserError for a task without labels, or with one class only.
+    """
     rng = np.random.default_rng(seed)
     calibrators: dict[str, BinaryCalibrator | AmountCalibrator] = {}
     replicates: dict[str, tuple[BinaryCalibrator, ...]] = {}
     stacks: dict[str, TaskStack] = {}
     with threadpool_limits(1, user_api="blas"):  # threads on such small matrices cost 25 times
         for name, task in tasks.items():
-            label = rows.frame[f"y_{name}"]
-            known = label.is_not_null().to_numpy()
-            y = label.drop_nulls().to_numpy()
-            own = {source: value[known] for source, value in values[name].items()}
+            y = np.concatenate([part.outcomes[name] for part in judged])
+            sources = judged[0].values[name]
+            own = {s: np.concatenate([part.values[name][s] for part in judged]) for s in sources}
             try:
                 if task.kind == "amount":
                     # a net refund is no negative purchase: the amount is what was spent
@@ -86,7 +105,8 @@ def calibrators_of(
                 calibrators[name], replicates[name], stacks[name] = binary
             except UserError as error:
                 raise UserError(f"tasks.{name}: role calibrate: {error}") from error
-    return Calibration(calibrators, replicates, stacks if experts else {})
+    stacked = any(len(own) > 1 for own in judged[0].values.values())
+    return Calibration(calibrators, replicates, stacks if stacked else {})
 
 
 def _amount(values: Values, y: FloatArray, seed: int) -> tuple[AmountCalibrator, TaskStack]:

@@ -188,6 +188,7 @@ def _drawn(reviews: pl.DataFrame) -> pl.DataFrame:
 def _of_reviews(folder: Path, frame: pl.DataFrame) -> Tree:
     tree = _tree(folder, frame, "positive", [], [])
     tree["features"]["max_tokens"] = 96
+    tree["train"]["cross_fit"] = 5
     return tree
 
 
@@ -234,7 +235,9 @@ def taiwan(fold: int) -> Write:
         ]
         numeric = [c for c in raw.columns if c.startswith(("LIMIT", "PAY", "BILL", "AGE"))]
         categorical = ["SEX", "EDUCATION", "MARRIAGE"]
-        return _tree(folder, frame, "default", numeric, categorical, pl.concat(months))
+        tree = _tree(folder, frame, "default", numeric, categorical, pl.concat(months))
+        tree["train"]["cross_fit"] = 3
+        return tree
 
     return write
 

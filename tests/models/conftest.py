@@ -25,7 +25,7 @@ from models.nets.fit import FitConfig, Loop
 from models.nets.network import Network, NetworkConfig
 from models.nets.text import TextConfig, encoder_to_train, load_tokenizer
 from models.scoring import artifact
-from models.scoring.fit_calibration import calibrators_of
+from models.scoring.fit_calibration import calibrators_of, judge
 from models.scoring.policy import PolicyConfig
 from models.scoring.predict import Predictor
 from models.scoring.scorecard import ScorecardConfig
@@ -301,7 +301,7 @@ def spec(
 ) -> artifact.ModelSpec:
     """All of the trained model but its weights."""
     predictor = Predictor(trained, stats, tokenizer, feature_config.max_tokens)
-    calibration = calibrators_of(predictor, known, tasks, seed=5)
+    calibration = calibrators_of([judge(predictor, known, tasks)], tasks, seed=5)
     return artifact.ModelSpec(
         tasks=tasks,
         roles=roles,

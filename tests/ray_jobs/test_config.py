@@ -47,6 +47,7 @@ def test_built_in_configurations_are_valid(name: str) -> None:
             "train.resample.task: no binary task 'spend_30d'; there is default, fraud",
         ),
         ("network.loss.binary.fraud.focl=2", "focl: unknown key; the nearest is 'focal'"),
+        ("train.cross_fit=5", "train.cross_fit: for split.schedule given; where roles stand"),
         ("train.loop.learning_rate=.nan", "train.loop.learning_rate: Input should be"),
         ("noequals", "--set noequals: expected key=value"),
         ("seed.a=1", "--set seed.a=1: 'seed' is not a mapping"),

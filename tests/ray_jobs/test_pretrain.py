@@ -137,7 +137,7 @@ def test_a_model_trained_with_adapters_is_kept_without_them(
     weights = network_of(config, taken).state_dict()
     assert [name for name in weights if "lora" in name]
     save_file(weights, tmp_path / checkpoint.WEIGHTS)
-    finish = train._finish.remote(config, taken, str(tmp_path), "run", 0.25)
+    finish = train._finish.remote(config, taken, str(tmp_path), "run", 0.25, [])
     loaded = artifact.load(Path(ray.get(finish)))
     assert not [name for name in loaded.network.state_dict() if "lora" in name]
     assert loaded.spec.trained_on["unknown_tokens"] == "0.2500"

@@ -16,6 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from models.data.schema import UserError
 from models.scoring import artifact
+from models.scoring.fit_calibration import calibrators_of, judge
+from models.scoring.scorer import Scorer
 from ray_jobs import jobs, registry, snapshot, tracking, train
 from ray_jobs.config import Config, WandbConfig
 from ray_jobs.lake import Lake
@@ -142,6 +144,16 @@ def test_a_name_of_another_run_is_refused(demo_run: Config) -> None:
         train.train(other, tables.lake, snapshot.snapshot(demo_run, tables), folder.name)
 
 
+def test_a_run_of_another_architecture_is_another_run(
+    demo_run: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = snapshot.snapshot(demo_run, jobs.tables(demo_run))
+    before = train._identity(demo_run, made)
+    assert train._identity(demo_run, made) == before
+    monkeypatch.setattr(train, "ARCHITECTURE", train.ARCHITECTURE + 1)
+    assert train._identity(demo_run, made) != before
+
+
 @pytest.mark.parametrize(("label", "what"), [(0.0, "only one class"), (None, "no label")])
 def test_what_cannot_be_calibrated_is_refused_before_it_is_trained(
     demo_run: Config, tmp_path: Path, label: float | None, what: str
@@ -156,6 +168,29 @@ def test_what_cannot_be_calibrated_is_refused_before_it_is_trained(
     with pytest.raises(UserError, match=line):
         train.train(demo_run, tables.lake, made, "uncalibrated")
     assert not (Path(demo_run.work) / "train" / "uncalibrated").exists()
+
+
+def test_a_cross_fitted_training_is_calibrated_by_what_folds_say(shop: Config, run: Run) -> None:
+    """Each fold by the network and the experts of the rest; then the calibrate role."""
+    folds, name = 2, "cross-fitted"
+    loop = shop.train.loop.model_copy(update={"epochs": 1})
+    own = shop.train.model_copy(update={"cross_fit": folds, "loop": loop})
+    config, storage = shop.model_copy(update={"train": own}), Path(shop.work) / "train"
+    path, _ = run(name, config)
+    made = snapshot.snapshot(shop, jobs.tables(shop))
+    assert not list(storage.glob("*-rows"))
+    # the rows in `storage` are gone, the trainings of the folds are not: they are over already
+    judged = train._cross_fitted(config, made, storage, name)
+    sizes = [len(part.outcomes["default"]) for part in judged]
+    assert sum(sizes) == made.rows["fit"] and min(sizes) > made.rows["fit"] / 3
+    spec = artifact.load_spec(path)
+    assert spec.trained_on["cross_fit"] == "2"
+    scorer = Scorer.load(path)
+    judged.append(judge(scorer.predictor, made.read("calibrate"), config.tasks, scorer.experts))
+    found = calibrators_of(judged, config.tasks, config.seed)
+    assert found.calibrators == spec.calibrators and found.stack == spec.stack
+    alone = calibrators_of(judged[-1:], config.tasks, config.seed)
+    assert alone.calibrators != spec.calibrators
 
 
 def test_weights_and_biases_must_be_there_when_asked_for(shop: Config, run: Run) -> None:

@@ -43,6 +43,8 @@ def coles(made: Snapshot, tasks: Mapping[str, Task]) -> tuple[dict[str, FloatArr
 
 def _embeddings(made: Snapshot) -> dict[Role, NDArray[np.float32]]:
     """Role → [rows, width], in the order of the snapshot, made in an environment of their own."""
+    if not PYTHON.exists():
+        raise SystemExit(f"coles: no {PYTHON}; `make bench-quality` installs what it needs")
     with tempfile.TemporaryDirectory() as folder:
         command = [str(PYTHON), "-m", "tests.bench.peers.coles_lifestream", made.folder, folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

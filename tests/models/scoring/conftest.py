@@ -12,7 +12,7 @@ from models.nets.network import Network
 from models.scoring import artifact, trees
 from models.scoring.artifact import ModelSpec
 from models.scoring.expert import Experts, fit_experts
-from models.scoring.fit_calibration import calibrators_of
+from models.scoring.fit_calibration import calibrators_of, judge
 from models.scoring.predict import Predictor
 from models.scoring.scorer import Scorer
 from models.scoring.stack import ALONE, NETWORK
@@ -41,7 +41,7 @@ def stacked_spec(
 ) -> ModelSpec:
     """Experts have their say in two tasks of three, in shares that do not depend on luck."""
     predictor = Predictor(trained, stats, tokenizer, feature_config.max_tokens)
-    found = calibrators_of(predictor, known, tasks, 5, experts)
+    found = calibrators_of([judge(predictor, known, tasks, experts)], tasks, 5)
     own = {}
     for name, stack in found.stack.items():
         weights = ALONE if name == "fraud" else SHARES

@@ -1,6 +1,6 @@
 """Calibrators of a network: each task's own rows, clear words when a task has too few."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from models.data.tasks import Task
 from models.nets.network import Network
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
 from models.scoring.expert import Experts
-from models.scoring.fit_calibration import REPLICATES, calibrators_of
+from models.scoring.fit_calibration import REPLICATES, Calibration, Judged, calibrators_of, judge
 from models.scoring.predict import Predictor
 from models.scoring.stack import ALONE, NETWORK, combine
 
@@ -50,9 +50,20 @@ def world(**labels: list[float | None]) -> tuple[Predictor, Features]:
     return cast(Predictor, Fixed({"default": logit, "spend": amount})), features
 
 
+def calibrated(
+    predictor: Predictor,
+    rows: Features,
+    tasks: Mapping[str, Task] = TASKS,
+    experts: Experts | None = None,
+    seed: int = 1,
+) -> Calibration:
+    """By one set of rows alone."""
+    return calibrators_of([judge(predictor, rows, tasks, experts)], tasks, seed)
+
+
 def test_the_calibrated_mean_is_the_mean_of_the_labels() -> None:
     predictor, rows = world()
-    found = calibrators_of(predictor, rows, TASKS, seed=1)
+    found = calibrated(predictor, rows)
     calibrators, replicates = found.calibrators, found.replicates
     assert found.stack == {}
     raw, y = predictor.raw(rows), rows.frame
@@ -75,12 +86,12 @@ def test_rows_without_a_label_have_no_part_in_it() -> None:
     some = Features(gaps, (), (), ())
     raw = {name: values[known] for name, values in predictor.raw(rows).items()}
     only = cast(Predictor, Fixed(raw)), Features(rows.frame.filter(known), (), (), ())
-    assert calibrators_of(predictor, some, TASKS, 1) == calibrators_of(*only, TASKS, 1)
+    assert calibrated(predictor, some) == calibrated(*only)
 
 
 def test_the_seed_alone_decides() -> None:
     predictor, rows = world()
-    one, same, other = (calibrators_of(predictor, rows, TASKS, seed) for seed in (1, 1, 2))
+    one, same, other = (calibrated(predictor, rows, seed=seed) for seed in (1, 1, 2))
     assert one == same
     assert one.replicates != other.replicates
 
@@ -89,7 +100,7 @@ def test_a_net_refund_counts_as_nothing_spent() -> None:
     refunds: list[float | None] = [0.0, 50.0, -500.0, 20.0] * (ROWS // 4)
     nothing = [max(v, 0.0) for v in refunds if v is not None]
     found = [
-        calibrators_of(*world(spend=labels), {"spend": TASKS["spend"]}, 1)
+        calibrated(*world(spend=labels), {"spend": TASKS["spend"]})
         for labels in (refunds, list[float | None](nothing))
     ]
     assert found[0] == found[1]
@@ -108,7 +119,7 @@ def test_a_task_that_cannot_be_calibrated_is_named(
 ) -> None:
     predictor, rows = world(**{task: [label] * ROWS})
     with pytest.raises(UserError, match=said) as refused:
-        calibrators_of(predictor, rows, TASKS, seed=1)
+        calibrated(predictor, rows)
     assert "\n" not in str(refused.value)
 
 
@@ -123,17 +134,31 @@ def test_an_empty_role_is_named(
     predictor = Predictor(make_network(), stats, tokenizer, feature_config.max_tokens)
     none = Features(known.frame.head(0), known.tabular, known.categorical, known.social)
     with pytest.raises(UserError, match=r"tasks\.default: role calibrate: .*no rows"):
-        calibrators_of(predictor, none, tasks, seed=1)
+        calibrated(predictor, none, tasks)
 
 
 def test_one_row_of_a_class_still_gives_a_finite_interval() -> None:
     rare: list[float | None] = [float(row == 0) for row in range(ROWS)]
-    found = calibrators_of(*world(default=rare), TASKS, seed=1)
+    found = calibrated(*world(default=rare))
     calibrators, replicates = found.calibrators, found.replicates
     assert 0 < calibrators["default"].apply([0.0])[0] < 1
     # samples that drew no positive are left out
     assert 0 < len(replicates["default"]) < REPLICATES
     assert all(np.isfinite(one.apply([0.0])).all() for one in replicates["default"])
+
+
+def test_rows_in_parts_calibrate_as_in_one() -> None:
+    """As where each fold was judged by another training: in the order of the parts."""
+    whole = judge(*world(), TASKS)
+    cut = ROWS // 3
+    parts = [
+        Judged(
+            {n: {s: v[part] for s, v in own.items()} for n, own in whole.values.items()},
+            {n: y[part] for n, y in whole.outcomes.items()},
+        )
+        for part in (slice(0, cut), slice(cut, None))
+    ]
+    assert calibrators_of(parts, TASKS, 1) == calibrators_of([whole], TASKS, 1)
 
 
 class Hint:
@@ -159,7 +184,7 @@ def test_an_expert_has_a_say_where_it_helps(helps: bool) -> None:
     rows = Features(frame, tabular=("hint",), categorical=(), social=())
     predictor = cast(Predictor, Fixed({"default": seen}))
     experts = cast(Experts, {LIGHTGBM: Hint()})
-    found = calibrators_of(predictor, rows, {"default": TASKS["default"]}, 1, experts)
+    found = calibrated(predictor, rows, {"default": TASKS["default"]}, experts)
     own = found.stack["default"]
     assert set(own.alone) == {NETWORK, LIGHTGBM}
     if not helps:
