@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.data.schema import UserError
 from models.nets.fit import Loop
 from models.nets.sharding import gathered, like
 
@@ -39,11 +40,18 @@ def save(folder: Path, loop: Loop, history: History, rank: int = 0) -> None:
 def restore(folder: Path, loop: Loop, rank: int = 0) -> History:
     """Put a rank where the checkpoint was made; the epochs that were finished by then.
 
-    A rank that was not there takes up new random numbers.
+    A rank that was not there takes up new random numbers. Raises UserError for a checkpoint of
+    another network, such as of an encoder that has since been replaced in its folder.
     """
     own_weights = loop.network.state_dict()
     weights = weights_of(folder)
-    loop.network.load_state_dict({k: like(v, own_weights[k]) for k, v in weights.items()})
+    try:
+        loop.network.load_state_dict({k: like(v, own_weights[k]) for k, v in weights.items()})
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"train: the checkpoint {folder.name} is of another network; remove the run's folder, "
+            "or choose another --name"
+        ) from error
     state = torch.load(folder / STATE, weights_only=True)
     own = folder / OWN.format(rank)
     loop.resume(state, torch.load(own, weights_only=True) if own.exists() else None)

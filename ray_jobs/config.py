@@ -52,7 +52,7 @@ class TrainConfig(Strict):
     select_rows: int = Field(default=4000, ge=1)  # of the select role, scored after each epoch
     checkpoint_steps: int | None = Field(default=None, ge=1)  # None: after each epoch only
     wandb: WandbConfig | None = None  # beside TensorBoard's files, which are always written
-    cross_fit: int | None = Field(default=None, ge=2)  # folds that calibrate beside their role
+    cross_fit: int | None = Field(default=None, ge=2)  # folds of the fit role, to calibrate on too
     resample: ResampleConfig | None = None  # of the fit role, a rank's rows at a time
     loop: FitConfig = FitConfig()
 

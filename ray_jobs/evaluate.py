@@ -25,6 +25,7 @@ from ray_jobs.parallel import over_actors, result_of
 from ray_jobs.progress import say
 from ray_jobs.report.build import write_report
 from ray_jobs.secret import read_secret
+from ray_jobs.simulate import world_of
 from ray_jobs.snapshot import Snapshot, load
 from ray_jobs.tables import Tables
 
@@ -51,7 +52,7 @@ def evaluate(config: Config, tables: Tables) -> Evaluation:
             title=Path(config.work).name,
             made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             model_sha256=model.sha256,
-            data_versions={name: str(v) for name, v in snapshot.versions.items()},
+            data_versions=_data(config, snapshot),
             seed=config.seed,
             config=config.model_dump_json(indent=1),
             currency=_currency(config),
@@ -102,6 +103,12 @@ def oracle_of(config: Config) -> pl.DataFrame | None:
     keys = keys_of(read_secret(config), oracle["user_id"]).alias("user_key")
     utc = pl.col("as_of").dt.replace_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
     return oracle.with_columns(keys, utc).drop("user_id")
+
+
+def _data(config: Config, snapshot: Snapshot) -> dict[str, str]:
+    """The versions of the lake's tables, and the simulated world that they came from."""
+    world = {} if config.oracle is None else {"simulated world": world_of(config.oracle)}
+    return {name: str(version) for name, version in snapshot.versions.items()} | world
 
 
 def _currency(config: Config) -> str:

@@ -1,19 +1,39 @@
-"""Folds of the fit role's users, and of a cross-fitted training: a snapshot a fold."""
+"""The fit role in folds of its users, each a snapshot of its own, and what was said of them."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 
 from models.data.schema import UserError
+from models.scoring.calibrate import FloatArray
+from models.scoring.fit_calibration import Judged
 from ray_jobs.snapshot import Snapshot
+
+OUTCOME = "outcome"  # in the place of a source, in a file of what was said
 
 
 def inside(fold: int, folds: int, seed: int) -> pl.Expr:
     """Whether a row is of the fold; a user's rows stay together."""
     return pl.col("user_key").hash(seed + 1) % folds == fold
+
+
+def check_folds(snapshot: Snapshot, labels: Sequence[str], folds: int, seed: int) -> None:
+    """Raises UserError where a fold has nobody, or all that have one of two outcomes.
+
+    `labels`: the columns `y_<task>`.
+    """
+    whole = snapshot.read("fit", ["user_key", *labels]).frame
+    many = f"train.cross_fit: {folds} folds are too many for the fit role's {whole.height} rows"
+    for fold in range(folds):
+        rest = whole.filter(~inside(fold, folds, seed))
+        if rest.height == whole.height:
+            raise UserError(f"{many}: one has nobody")
+        for label in labels:
+            if whole[label].drop_nulls().n_unique() > 1 >= rest[label].drop_nulls().n_unique():
+                raise UserError(f"{many}: one has all of an outcome of {label[2:]}")
 
 
 @contextmanager
@@ -22,34 +42,53 @@ def fold_of(
 ) -> Iterator[Snapshot]:
     """The snapshot, but its calibrate role is a fold of its fit role, which has the other rows.
 
-    They lie in `folder` while the block runs. Raises UserError where a fold has nobody, or all of
-    one outcome.
+    They lie in `folder` while the block runs.
     """
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
-    whole = snapshot.read("fit").frame.drop("row")
-    own = inside(fold, folds, seed)
-    parts = {"fit": whole.filter(~own), "calibrate": whole.filter(own)}
-    _check(whole, parts, folds)
     try:
-        for role, frame in parts.items():
-            (folder / role).mkdir(parents=True)
-            frame.write_parquet(folder / role / "fold.parquet")
         shutil.copytree(Path(snapshot.folder) / "select", folder / "select")
-        rows = snapshot.rows | {role: frame.height for role, frame in parts.items()}
-        yield snapshot.model_copy(update={"folder": str(folder), "rows": rows})
+        rows = _write(snapshot, inside(fold, folds, seed), folder)
+        yield snapshot.model_copy(update={"folder": str(folder), "rows": snapshot.rows | rows})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check(whole: pl.DataFrame, parts: dict[str, pl.DataFrame], folds: int) -> None:
-    """Raises UserError where a network cannot be trained without a fold, or judged on it."""
-    many = f"train.cross_fit: {folds} folds are too many for the fit role's {whole.height} rows"
-    if not all(frame.height for frame in parts.values()):
-        raise UserError(f"{many}: one has nobody")
-    for label in (c for c in whole.columns if c.startswith("y_")):
-        if _outcomes(whole, label) > 1 >= _outcomes(parts["fit"], label):
-            raise UserError(f"{many}: one has all of an outcome of {label[2:]}")
+def _write(snapshot: Snapshot, own: pl.Expr, folder: Path) -> dict[str, int]:
+    """The fit role's files in two parts, one file at a time; the rows of each."""
+    rows = {}
+    for role, keep in (("fit", ~own), ("calibrate", own)):
+        (folder / role).mkdir()
+        rows[role] = 0
+        for file in snapshot.files("fit"):
+            part = pl.read_parquet(file).filter(keep)
+            rows[role] += part.height
+            if part.height:
+                part.write_parquet(folder / role / Path(file).name)
+    return rows
 
 
-def _outcomes(frame: pl.DataFrame, label: str) -> int:
-    return frame[label].drop_nulls().n_unique()
+def write_judged(judged: Judged, path: Path) -> None:
+    """As one file, put in place in one step; which user a row is of is not in it."""
+    parts = [
+        pl.DataFrame({"value": values}).select(
+            task=pl.lit(name), source=pl.lit(source), value="value"
+        )
+        for name, own in judged.values.items()
+        for source, values in (*own.items(), (OUTCOME, judged.outcomes[name]))
+    ]
+    staged = path.with_name(f".{path.name}")
+    pl.concat(parts).write_parquet(staged)
+    staged.replace(path)
+
+
+def read_judged(path: Path) -> Judged:
+    """What `write_judged` wrote, in its order."""
+    values: dict[str, dict[str, FloatArray]] = {}
+    outcomes: dict[str, FloatArray] = {}
+    parts = pl.read_parquet(path).partition_by("task", "source", as_dict=True)
+    for (task, source), part in parts.items():
+        if source == OUTCOME:
+            outcomes[task] = part["value"].to_numpy()
+        else:
+            values.setdefault(task, {})[source] = part["value"].to_numpy()
+    return Judged(values, outcomes)

@@ -39,6 +39,7 @@ class Loader:
         self.config, self.snapshot, self.frames = config, snapshot, frames
         self.tokenizer: Tokenizer = load_tokenizer(config.network.text.encoder)
         rows = fit_rows(snapshot, config.train.resample)
+        self._growth = rows / max(1, snapshot.rows["fit"])  # of the rows by resampling
         self.steps = -(-(rows // ranks) // config.train.loop.batch_rows)
         self._threads = ThreadPoolExecutor(2, "batches")  # one makes fit's, one select's
         self._next: _Begun | None = None
@@ -87,12 +88,17 @@ class Loader:
             start = max(0, start - parts)
 
     def _resampled(self, rows: pl.DataFrame, epoch: int) -> pl.DataFrame:
-        """As configured; another draw every epoch. Copies of a row come in one batch."""
+        """As configured; another draw every epoch. Copies of a row come in one batch.
+
+        How many rows there are must not hang on their labels: a rank that had a batch less than
+        the others would leave them waiting for its gradients.
+        """
         resample = self.config.train.resample
         if resample is None:
             return rows
         labels = rows[f"y_{resample.task}"].cast(pl.Float64).to_numpy()
-        return rows[resampled(labels, resample, self.config.seed + epoch)]
+        count = round(rows.height * self._growth)
+        return rows[resampled(labels, resample, self.config.seed + epoch, count)]
 
     def _batch(self, frame: pl.DataFrame) -> Batch:
         return make_batch(

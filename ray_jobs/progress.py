@@ -33,11 +33,11 @@ class Board:
     """Where the ranks of a run write how far they are; the driver looks at it."""
 
     def __init__(self) -> None:
-        self.state: dict[str, Any] = {"done": 0, "total": 0, "lines": []}
+        self.state: dict[str, Any] = {"done": 0, "total": 0, "speed": "", "lines": []}
 
-    def at(self, done: int, total: int) -> None:
-        """Steps done of all steps."""
-        self.state |= {"done": done, "total": total}
+    def at(self, done: int, total: int, speed: str = "") -> None:
+        """Steps done of all steps; how fast, in words to put behind the title."""
+        self.state |= {"done": done, "total": total, "speed": speed or self.state["speed"]}
 
     def line(self, text: str) -> None:
         """A line worth keeping, such as an epoch's result."""
@@ -69,7 +69,8 @@ def _show(board: Any, title: str, stop: threading.Event) -> None:
         while True:
             last = stop.wait(POLL_S)
             state = ray.get(board.read.remote())
-            bars.update(task, completed=state["done"], total=state["total"] or None)
+            told = {"description": title + state["speed"], "completed": state["done"]}
+            bars.update(task, **told, total=state["total"] or None)
             for text in state["lines"][shown:]:
                 bars.console.print(text)
             shown = len(state["lines"])

@@ -36,7 +36,7 @@ class Reporter:
         if self.rank == 0:
             self._tracker(loop.updates).step(step, loop)
             if time.monotonic() - self.shown > SHOWN_S:
-                self._at(loop)
+                self._at(loop, f", {step.rows / step.seconds:,.0f} rows/s a rank")
         every = self.config.checkpoint_steps
         if every is not None and loop.updates % every == 0 and loop.step < loop.steps_per_epoch:
             with loop.average.applied():
@@ -62,9 +62,9 @@ class Reporter:
             self.tracker = Tracker(self.folder, self.config.wandb, updates)
         return self.tracker
 
-    def _at(self, loop: Loop) -> None:
+    def _at(self, loop: Loop, speed: str = "") -> None:
         if self.board is not None:
-            self.board.at.remote(loop.updates, loop.total_updates)
+            self.board.at.remote(loop.updates, loop.total_updates, speed)
         self.shown = time.monotonic()
 
     def _report(self, metrics: dict[str, Any], loop: Loop, history: History) -> None:

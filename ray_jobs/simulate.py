@@ -103,6 +103,17 @@ def _shown(results: Iterator[dict[str, int]], total: int) -> Iterator[dict[str, 
             yield result
 
 
+def world_of(oracle: str) -> str:
+    """Version and hash of the world whose `oracle/` files these are; of other files, not known."""
+    system, inner = filesystem(oracle.rsplit("/", 2)[0])
+    path = f"{inner}/{MANIFEST}"
+    if system.get_file_info(path).type != fs.FileType.File:
+        return "unknown"
+    with system.open_input_file(path) as file:
+        world = json.loads(file.read())["world"]
+    return f"version {world['version']}, {world['sha256']}"
+
+
 def _claim(config: SimulateConfig, out: str) -> None:
     """Mark the folder as this simulation's before anything is written to it."""
     system, inner = filesystem(out)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from models.scoring.predict import Predictor
 from ray_jobs import registry, tracking
 from ray_jobs.checkpoint import history_of, weights_of
 from ray_jobs.config import Config
-from ray_jobs.folds import fold_of
+from ray_jobs.folds import check_folds, fold_of, read_judged, write_judged
 from ray_jobs.frames import Frames
 from ray_jobs.kept import with_kept
 from ray_jobs.lake import Lake
@@ -55,11 +56,11 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     tracking.check(config.train.wandb)
     run, storage = name or _identity(config, snapshot), Path(config.work) / "train"
     _claim(storage / run, _identity(config, snapshot))
-    held_out = _cross_fitted(config, snapshot, storage, run)
+    out_of_fold = _cross_fitted(config, snapshot, storage, run)
     snapshot, best, last = _trained(config, snapshot, storage, run)
     with best.as_directory() as weights, last.as_directory() as newest:
         history = history_of(Path(newest))
-        finish = _finish.remote(config, snapshot, weights, run, unknown, held_out)
+        finish = _finish.remote(config, snapshot, weights, run, unknown, out_of_fold)
         path = Path(result_of(finish))
     (Path(config.work) / "artifacts" / f"{path.name}.epochs.json").write_text(json.dumps(history))
     registry.register(lake, path, snapshot.versions, {"epochs": history})
@@ -69,7 +70,13 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
 
 def _check_outcomes(config: Config, snapshot: Snapshot) -> None:
     """Refuse before the training what its calibration would refuse. Raises UserError."""
-    labels = snapshot.read("calibrate", [f"y_{name}" for name in config.tasks]).frame
+    columns = [f"y_{name}" for name in config.tasks]
+    select = snapshot.read("select", columns).frame.select(columns)
+    if not any(select[column].count() for column in columns):
+        raise UserError("train: no label of any task in the select role; see split.select")
+    if config.train.cross_fit is not None:
+        check_folds(snapshot, columns, config.train.cross_fit, config.seed)
+    labels = snapshot.read("calibrate", columns).frame
     for name, task in config.tasks.items():
         distinct = labels[f"y_{name}"].drop_nulls().n_unique()
         if distinct == 0 or (distinct == 1 and task.kind == "binary"):
@@ -92,7 +99,7 @@ def _claim(folder: Path, identity: str) -> None:
     if mark.exists() and mark.read_text(encoding="utf-8") != identity:
         raise UserError(
             f"train --name {folder.name}: {folder} holds a run of another snapshot, seed, network "
-            "or train.loop; choose another name, or remove it"
+            "or train; choose another name, or remove it"
         )
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(identity, encoding="utf-8")
@@ -111,16 +118,23 @@ def _trained(
 
 
 def _cross_fitted(config: Config, snapshot: Snapshot, storage: Path, run: str) -> list[Judged]:
-    """What is said of each fold of the fit role by a network and experts trained without it."""
-    folds, judged = config.train.cross_fit or 0, []
+    """What is said of each fold of the fit role by a network and experts trained without it.
+
+    It is kept with the run, in a file a fold; of a fold's training nothing else is.
+    """
+    folds, files = config.train.cross_fit or 0, []
     for number in range(folds):
-        say(f"train: fold {number + 1} of {folds}")
         name = f"{run}-fold-{number}"
-        with fold_of(snapshot, number, folds, config.seed, storage / f"{name}-rows") as fold:
-            seen, best, _ = _trained(config, fold, storage, name)
-            with best.as_directory() as weights:
-                judged.append(result_of(_judge.remote(config, seen, weights)))
-    return judged
+        files.append(storage / run / f"fold-{number}.parquet")
+        if not files[-1].exists():
+            say(f"train: fold {number + 1} of {folds}")
+            _claim(storage / name, f"{_identity(config, snapshot)}-fold-{number}")
+            with fold_of(snapshot, number, folds, config.seed, storage / f"{name}-rows") as fold:
+                seen, best, _ = _trained(config, fold, storage, name)
+                with best.as_directory() as weights:
+                    write_judged(result_of(_judge.remote(config, seen, weights)), files[-1])
+        shutil.rmtree(storage / name, ignore_errors=True)
+    return [read_judged(file) for file in files]
 
 
 @ray.remote(num_cpus=1)
@@ -136,14 +150,14 @@ def _finish(
     weights: str,
     run: str,
     unknown: float,
-    held_out: Sequence[Judged],
+    out_of_fold: Sequence[Judged],
 ) -> str:
     """Calibrate the best epoch's network and save the artifact; its path.
 
-    `held_out`: of the folds, where the training is cross-fitted.
+    `out_of_fold`: what is said of the fit role, where the training is cross-fitted.
     """
     judged, predictor, experts = _judged(config, snapshot, weights)
-    calibration = calibrators_of([*held_out, judged], config.tasks, config.seed)
+    calibration = calibrators_of([*out_of_fold, judged], config.tasks, config.seed)
     spec = artifact.ModelSpec(
         tasks=config.tasks,
         roles=config.roles,
@@ -170,7 +184,7 @@ def _finish(
 
 
 def _judged(config: Config, snapshot: Snapshot, weights: str) -> tuple[Judged, Predictor, Experts]:
-    """What the best epoch's network and the experts say of the calibrate role; these."""
+    """What the best epoch's network and the experts say of the calibrate role; both of them."""
     torch.set_num_threads(os.cpu_count() or 1)
     network = network_of(config, snapshot)
     network.load_state_dict(weights_of(Path(weights)))

@@ -26,11 +26,14 @@ class ResampleConfig(Strict):
     ratio: float = Field(default=1.0, gt=0, le=1)
 
 
-def resampled(labels: NDArray[np.float64], config: ResampleConfig, seed: int) -> Ints:
+def resampled(
+    labels: NDArray[np.float64], config: ResampleConfig, seed: int, count: int | None = None
+) -> Ints:
     """Which rows to train on, ascending, repeated ones beside each other.
 
     `labels`: 0, 1 or NaN where unknown; such a row is kept, once. Each row of the class that is
-    resampled is there as often as any other of it, or once more.
+    resampled is there as often as any other of it, or once more. With a `count`, some of these
+    rows are left out or repeated at random, so that there are so many whatever the labels are.
     """
     classes = [np.flatnonzero(labels == value) for value in (0.0, 1.0)]
     small, large = sorted(classes, key=len)
@@ -38,6 +41,8 @@ def resampled(labels: NDArray[np.float64], config: ResampleConfig, seed: int) ->
     few, many = resampled_counts(len(small), len(large), config)
     rng = np.random.default_rng(seed)
     rows = np.concatenate([unknown, _drawn(small, few, rng), _drawn(large, many, rng)])
+    if count is not None:
+        rows = _drawn(rows, count, rng)
     return np.sort(rows).astype(np.int64)
 
 

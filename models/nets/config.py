@@ -216,8 +216,18 @@ class TextPretraining(PretrainLoop):
 
 
 class EventPretraining(PretrainLoop):
-    """`batch` counts users; of more than `max_users` a sample is drawn."""
+    """`objective`: to tell a user's next events, or which slices of events are of one user.
 
+    `batch` counts users; of more than `max_users` a sample is drawn.
+    """
+
+    objective: Literal["next", "slices"] = "next"
     epochs: int = Field(default=10, ge=1)
     horizon: int = Field(default=8, ge=1)  # next events that are told
     max_users: int = Field(default=100_000, ge=1)
+
+    @model_validator(mode="after")
+    def _others(self) -> "EventPretraining":
+        if self.objective == "slices" and self.batch < 2:
+            raise ValueError("batch: 1: expected 2 or more, so that a user is told from others")
+        return self

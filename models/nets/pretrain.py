@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.data.schema import UserError
 from models.nets.config import PretrainLoop
@@ -14,7 +15,24 @@ from models.nets.fit import agreed_precision, autocast
 T = TypeVar("T")
 WARMUP = 0.1  # share of all steps
 CLIP_NORM = 1.0
+TEMPERATURE = 0.05  # of likenesses
 ADVICE = "lower the learning_rate under pretrain"
+
+
+def contrast(first_UE: Tensor, second_UE: Tensor) -> Tensor:
+    """The mean cross-entropy of finding each one's other among all others, both ways.
+
+    Source: Chen et al. 2020, "A simple framework for contrastive learning of visual
+    representations" (SimCLR). [U, E] each; the others of a row are its own batch's.
+    """
+    with torch.autocast(first_UE.device.type, enabled=False):  # bf16 cannot tell near ones
+        first_UE, second_UE = (
+            functional.normalize(one.float(), dim=1) for one in (first_UE, second_UE)
+        )
+        alike_UU = first_UE @ second_UE.T / TEMPERATURE
+    own_U = torch.arange(len(alike_UU), device=alike_UU.device)
+    there = functional.cross_entropy(alike_UU, own_U)
+    return (there + functional.cross_entropy(alike_UU.T, own_U)) / 2
 
 
 def descend(

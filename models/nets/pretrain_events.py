@@ -1,37 +1,34 @@
-"""Next-event prediction: a behaviour tower that has learned what users do next, without labels.
+"""A behaviour tower that has learned from everyone's events, without labels.
 
-A user's events are cut at a random time. The tower reads what lies before it, as of that time,
-just as it does in the network; from its one vector the next events are told: their types and
-categories, amounts and time gaps. So the tower learns from everyone's events, and any encoder of
-events can be pretrained, also one that looks both ways.
-
-Shapes: B users, H next events, V types, C categories, D width.
+By one of two objectives: to tell what a user does next (`pretrain_next`), or whose slices of events
+belong together (`pretrain_slices`). Both ask the tower's one vector, as the network does, so that
+its pooling is pretrained too, and any encoder of events can be, also one that looks both ways.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import polars as pl
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
-from models.data.batch import Batch, make_batch
-from models.data.features import FeatureConfig, Features
+from models.data.batch import Batch
+from models.data.features import FeatureConfig
 from models.data.schema import UserError
 from models.data.stats import Stats
 from models.data.strict import Strict
 from models.data.vocabulary import Vocabulary
 from models.nets.config import ARCHITECTURE, BehaviourConfig, EventPretraining, NetworkConfig
 from models.nets.pretrain import descend
+from models.nets.pretrain_next import NextBatches, NextEvents
+from models.nets.pretrain_slices import SameUser, SliceBatches
 from models.nets.sequence import BehaviourTower
 
 WEIGHTS = "tower.safetensors"
 SPEC = "tower.json"
-LISTS = ("type", "category", "amount", "age_h", "gap_h", "hour", "weekday")  # events_…
 
 
 class TowerSpec(Strict):
@@ -64,32 +61,13 @@ class TowerSpec(Strict):
         )
 
 
-class NextEvents(nn.Module):
-    """A tower, and what it says of the next events."""
+class _Batches(Protocol):
+    """Pairs of batches, so many in every epoch."""
 
-    def __init__(self, tower: BehaviourTower, spec: TowerSpec) -> None:
-        super().__init__()
-        self.tower = tower
-        self.types = nn.Linear(spec.width, len(spec.event_types) + 2)
-        self.categories = nn.Linear(spec.width, len(spec.categories) + 2)
-        self.numbers = nn.Linear(spec.width, 2)  # amount and gap, as they are scaled in a batch
+    steps: int
 
-    def forward(self, past: Batch, following: Batch) -> Tensor:
-        """The mean over the next events of cross-entropies and smooth absolute errors."""
-        vector_BD = self.tower(past)[0]
-        known_BH = following.type_BS > 0
-        type_BHV = self.types(vector_BD).unsqueeze(1).expand(-1, known_BH.shape[1], -1)
-        category_BHC = self.categories(vector_BD).unsqueeze(1).expand(-1, known_BH.shape[1], -1)
-        number_BHX = self.numbers(vector_BD).unsqueeze(1).expand(-1, known_BH.shape[1], -1)
-        return (
-            functional.cross_entropy(type_BHV[known_BH].float(), following.type_BS[known_BH])
-            + functional.cross_entropy(
-                category_BHC[known_BH].float(), following.category_BS[known_BH]
-            )
-            + functional.smooth_l1_loss(
-                number_BHX[known_BH].float(), following.event_BSX[known_BH][:, :2]
-            )
-        )
+    def __call__(self, epoch: int) -> Iterator[tuple[Batch, Batch]]:
+        """Those of an epoch."""
 
 
 def pretrain_events(
@@ -102,84 +80,29 @@ def pretrain_events(
     device: torch.device,
     progress: Callable[[int, int], None],
 ) -> tuple[BehaviourTower, list[float]]:
-    """A tower that has learned to tell the next events; each epoch's mean loss.
+    """A tower that has learned by the objective; each epoch's mean loss.
 
     `users`: user_key and the columns `events_*` of `Features`, with two events or more each. The
-    same for the same users in the same order.
+    same for the same users in the same order. Raises UserError where there are too few of them.
     """
     torch.manual_seed(seed)
     tower = spec.tower(dropout)
-    model = NextEvents(tower, spec)
-    cuts = _Cuts(users, stats, spec, config, seed)
+    model: nn.Module
+    batches: _Batches
+    if config.objective == "next":
+        model = NextEvents(tower, len(spec.event_types) + 2, len(spec.categories) + 2)
+        batches = NextBatches(users, stats, spec.max_events, config, seed)
+    else:
+        model = SameUser(tower)
+        batches = SliceBatches(users, stats, spec.max_events, config, seed)
 
     def loss_of(batch: tuple[Batch, Batch]) -> Tensor:
-        past, following = batch
-        loss: Tensor = model(past.to(device), following.to(device))
+        one, other = batch
+        loss: Tensor = model(one.to(device), other.to(device))
         return loss
 
-    losses = descend(model, cuts, cuts.steps, loss_of, config, device, progress)
+    losses = descend(model, batches, batches.steps, loss_of, config, device, progress)
     return tower.cpu(), losses
-
-
-class _Cuts:
-    """Users in another order every epoch, the events of each cut at another time."""
-
-    def __init__(
-        self,
-        users: pl.DataFrame,
-        stats: Stats,
-        spec: TowerSpec,
-        config: EventPretraining,
-        seed: int,
-    ) -> None:
-        self.users, self.stats, self.spec, self.config = users, stats, spec, config
-        self.random = np.random.default_rng(seed)
-        self.steps = -(-users.height // config.batch)
-
-    def __call__(self, epoch: int) -> Iterator[tuple[Batch, Batch]]:
-        """What lies before a user's cut, as of then, and the events that follow."""
-        shuffled = self.users[self.random.permutation(self.users.height)]
-        for some in shuffled.iter_slices(self.config.batch):
-            parts = cut(some, self.spec.max_events, self.config.horizon, self.random)
-            past, following = (
-                make_batch(Features(part, (), (), ()), self.stats, _no_texts, 0) for part in parts
-            )
-            yield past, following
-
-
-def cut(
-    users: pl.DataFrame, max_events: int, horizon: int, random: np.random.Generator
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Feature rows of users as of a time between two of their events, and of the events after it.
-
-    The place of the cut is drawn evenly from a user's events, the time evenly from the gap there.
-    """
-    sizes = users["events_type"].list.len().to_numpy()
-    place = random.integers(1, sizes)
-    start = np.maximum(0, place - max_events)
-    cuts = users.with_columns(
-        place=place, start=start, length=place - start, share=random.random(len(place))
-    )
-    before, after = (pl.col("events_age_h").list.get(pl.col("place") - k) for k in (1, 0))
-    cuts = cuts.with_columns(age=(after + pl.col("share") * (before - after)).cast(pl.Float32))
-    ages = pl.col("events_age_h")
-    nothing = {
-        "texts": pl.lit([], pl.List(pl.String)),
-        "texts_age_d": pl.lit([], pl.List(pl.Float32)),
-    }
-    past = cuts.with_columns(_lists(pl.col("start"), pl.col("length")), **nothing)
-    following = cuts.with_columns(_lists(pl.col("place"), pl.lit(horizon)), **nothing)
-    return past.with_columns(ages - pl.col("age")), following.with_columns(ages * 0)
-
-
-def _lists(start: pl.Expr, length: pl.Expr) -> list[pl.Expr]:
-    return [pl.col(f"events_{name}").list.slice(start, length) for name in LISTS]
-
-
-def _no_texts(
-    texts: Sequence[str], *, truncation: bool, max_length: int
-) -> dict[str, list[list[int]]]:
-    raise AssertionError("these rows have no texts")
 
 
 def save_tower(folder: Path, tower: BehaviourTower, spec: TowerSpec) -> None:

@@ -3,8 +3,7 @@
 Of all the second halves in a batch an encoder is to find that of each first one, and the other way
 round. Unlike filling in masked words, this trains the very mean over tokens that a text tower
 reads. Source: Giorgi et al. 2021, "DeCLUTR: Deep contrastive learning for unsupervised textual
-representations"; the loss: Chen et al. 2020, "A simple framework for contrastive learning of visual
-representations" (SimCLR).
+representations".
 
 Shapes: U texts, P = 2 U halves, L tokens, E width of the encoder.
 """
@@ -14,18 +13,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.data.batch import pad
 from models.data.schema import UserError
 from models.nets.config import TextPretraining
+from models.nets.pretrain import contrast
 from models.nets.text import mean_encoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SHORTEST = 8  # tokens of a text that is cut
-TEMPERATURE = 0.05
 PARTS = 4  # halves of like length are encoded together, in so many parts of a batch
 
 
@@ -45,13 +43,7 @@ class Halves(nn.Module):
             longest = int(length_P[part].max())
             tokens, mask = input_ids[part, :longest], attention_mask[part, :longest]
             parts.append(mean_encoding(self.encoder, tokens, mask))
-        encoded_PE = functional.normalize(torch.cat(parts)[order_P.argsort()], dim=1)
-        first_UE, second_UE = encoded_PE.chunk(2)
-        with torch.autocast(first_UE.device.type, enabled=False):  # bf16 cannot tell near halves
-            alike_UU = first_UE @ second_UE.T / TEMPERATURE
-        own_U = torch.arange(len(alike_UU), device=alike_UU.device)
-        there = functional.cross_entropy(alike_UU, own_U)
-        return (there + functional.cross_entropy(alike_UU.T, own_U)) / 2
+        return contrast(*torch.cat(parts)[order_P.argsort()].chunk(2))
 
 
 class HalvesBatches:

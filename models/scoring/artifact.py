@@ -50,7 +50,7 @@ FORMAT = FILES + ARCHITECTURE  # both only rise, so this does; another one is re
 class ModelSpec(Strict):
     """All of a model but its weights and tokenizer.
 
-    `replicates`: calibrators of bootstrap samples of the calibrate role, whose spread is the
+    `replicates`: calibrators of bootstrap samples of the rows that calibrate, whose spread is the
     interval of a probability. `stack`: by task, how experts have their say; empty: the network
     alone is the model. `precision`: the arithmetic that every caller scores in.
     `trained_on`: what makes it reproducible (snapshot, table versions, seed).

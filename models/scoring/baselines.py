@@ -1,12 +1,11 @@
-"""Honest baselines, trained on the same snapshots and calibrated as the model is.
+"""Honest baselines, trained on the same snapshots and calibrated on the calibrate role.
 
 - lightgbm: boosted trees on the tabular, social and profile columns (`models.scoring.trees`);
 - tfidf: a linear model on TF-IDF of the user's texts (`models.scoring.terms`);
 - constant: the base rate, or the mean amount.
 
 Each is fitted on the fit role, its free choices (rounds, strength of regularisation, length of
-terms) made on the select role, and its output calibrated on the calibrate role by
-`models.scoring.calibrate`.
+terms) made on the select role, and its output calibrated by `models.scoring.calibrate`.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -1,4 +1,5 @@
-"""Calibrators of a trained model, fitted on rows that it has not seen (never resampled).
+"""Calibrators of a trained model, fitted on the calibrate role's rows (never resampled), and
+where a training is cross-fitted on those of each fold, as the training without it judges them.
 
 With experts beside the network the same rows choose the weights of all: the stack is a part of the
 calibration, of one parameter more an expert. Shape: N rows with a known outcome.
@@ -84,8 +85,8 @@ def judge(
 def calibrators_of(judged: Sequence[Judged], tasks: Mapping[str, Task], seed: int) -> Calibration:
     """Calibrators of the network, or of its stack with experts.
 
-    `judged`: of the calibrate role; before it, where a training is cross-fitted, of each fold by
-    the training without it. Raises UserError for a task without labels, or with one class only.
+    `judged`: of the calibrate role; before it, of the folds. Raises UserError for a task without
+    labels, or with one class only.
     """
     rng = np.random.default_rng(seed)
     calibrators: dict[str, BinaryCalibrator | AmountCalibrator] = {}

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from models.data.schema import UserError
-from ray_jobs.folds import fold_of
+from models.scoring.fit_calibration import Judged
+from ray_jobs.folds import check_folds, fold_of, read_judged, write_judged
 from ray_jobs.snapshot import Snapshot
 
 USERS, ROWS_A_USER = 90, 2
@@ -47,6 +49,7 @@ def test_each_user_is_in_one_fold_and_trained_without(
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "fold"
     whole, held = rows(snapshot, "fit"), []
+    check_folds(snapshot, ["y_default"], folds, seed)
     for number in range(folds):
         with fold_of(snapshot, number, folds, seed, folder) as fold:
             fit, own = rows(fold, "fit"), rows(fold, "calibrate")
@@ -69,11 +72,18 @@ def test_too_many_folds_are_refused(tmp_path: Path) -> None:
     one = cast(list[float | None], [1.0] + [0.0] * (USERS * ROWS_A_USER - 1))
     rare = of(tmp_path / "rare", one)
     with pytest.raises(UserError, match=r"3 folds .* 180 rows: one has all of an outcome of defau"):
-        for number in range(3):
-            with fold_of(rare, number, 3, 1, tmp_path / "fold"):
-                pass
+        check_folds(rare, ["y_default"], 3, seed=1)
     with pytest.raises(UserError, match=r"train\.cross_fit: 5000 folds .* one has nobody$"):
-        for number in range(5000):
-            with fold_of(rare, number, 5000, 1, tmp_path / "fold"):
-                pass
-    assert not (tmp_path / "fold").exists()
+        check_folds(rare, ["y_default"], 5000, seed=1)
+
+
+def test_what_was_said_is_read_as_it_was_written(tmp_path: Path) -> None:
+    said = Judged(
+        {"spend": {"network": np.array([3.0, 1e-9])}, "a": {"tfidf": np.ones(1), "b": np.zeros(1)}},
+        {"spend": np.array([0.0, 2.5]), "a": np.ones(1)},
+    )
+    write_judged(said, tmp_path / "fold.parquet")
+    found = read_judged(tmp_path / "fold.parquet")
+    for one, other in ((found.values, said.values), (found.outcomes, said.outcomes)):
+        assert repr(one) == repr(other)
+    assert [path.name for path in tmp_path.iterdir()] == ["fold.parquet"]

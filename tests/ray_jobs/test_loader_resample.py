@@ -35,3 +35,24 @@ def test_classes_of_one_task_are_brought_nearer_in_training_only(
         assert abs(len(labels) - loader.steps) <= parts
     select = sum(len(batch) for batch in loader.select(0))
     assert select == made.rows["select"]
+
+
+@pytest.mark.parametrize("method", ["over", "under"])
+def test_ranks_whose_labels_differ_have_as_many_batches(demo_run: Config, method: str) -> None:
+    """Else one would wait for gradients that never come."""
+    tree: dict[str, Any] = demo_run.model_dump(mode="json")
+    tree["train"]["resample"] = {"task": "default", "method": method, "ratio": 0.5}
+    tree["train"]["loop"]["batch_rows"] = 16
+    config = Config.model_validate(tree)
+    made = snapshot.snapshot(config, jobs.tables(config))
+    rows = made.read("fit").frame.sort("y_default", "user_key")
+    half = rows.height // 2
+    sizes = []
+    for own in (rows[:half], rows[-half:]):  # all who paid; the others, and all who did not
+
+        def frames(role: Role, size: int, own: pl.DataFrame = own) -> Iterator[pl.DataFrame]:
+            return own.iter_slices(size)
+
+        loader = Loader(config, made, frames, 2)
+        sizes.append([len(batch) for batch in loader.fit(0)])
+    assert sizes[0] == sizes[1] and abs(len(sizes[0]) - loader.steps) <= 1

@@ -14,6 +14,8 @@ from models.data.tasks import ROLES
 from models.scoring.evaluation import Evaluation
 from ray_jobs import backfill, jobs, registry, snapshot
 from ray_jobs.config import Config
+from ray_jobs.market.world import WORLD_VERSION, world_sha256
+from ray_jobs.simulate import world_of
 from ray_jobs.tables import Tables
 
 
@@ -119,6 +121,12 @@ def test_the_report_says_what_was_made(demo_run: Config, evaluation: Evaluation)
     for name in demo_run.tasks:
         assert name in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_evaluation_names_the_world(evaluation: Evaluation) -> None:
+    told = evaluation.about.data_versions["simulated world"]
+    assert told == f"version {WORLD_VERSION}, {world_sha256()}"
+    assert world_of("nowhere/oracle/*.parquet") == "unknown"
 
 
 def test_the_evaluation_has_baselines_and_oracle(evaluation: Evaluation) -> None:

@@ -43,6 +43,19 @@ def test_the_ratio_is_reached_and_unknown_labels_stay(
         assert (times <= 1).all()
 
 
+@given(LABELS.filter(len), CONFIGS, st.integers(0, 1000), st.integers(0, 200))
+def test_so_many_rows_whatever_the_labels(
+    labels: list[float], config: ResampleConfig, seed: int, count: int
+) -> None:
+    before = np.array(labels, dtype=np.float64)
+    rows = resampled(before, config, seed, count)
+    assert len(rows) == count and (np.diff(rows) >= 0).all()
+    times = np.bincount(rows, minlength=len(before))
+    free = np.bincount(resampled(before, config, seed), minlength=len(before))
+    assert (times[free == 0] == 0).all()  # what is left out stays so
+    assert (abs(times - free * count / free.sum()) < np.maximum(free, 1)).all()
+
+
 def test_over_and_under() -> None:
     labels = np.array([0.0] * 90 + [1.0] * 10)
     over = resampled(labels, ResampleConfig(task="fraud", method="over", ratio=0.5), 1)

@@ -1,0 +1,81 @@
+"""Two slices of one user's events belong together: a tower that says who somebody is, by habit.
+
+Of all the second slices in a batch the tower's vector is to find that of each first one, and the
+other way round. Source: Babaev et al. 2022, "CoLES: Contrastive learning for event sequences with
+self-supervision".
+
+Shape: B users.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+from torch import Tensor, nn
+
+from models.data.batch import Batch
+from models.data.schema import UserError
+from models.data.stats import Stats
+from models.nets.config import EventPretraining
+from models.nets.excerpts import batch_of, seen_between
+from models.nets.pretrain import contrast
+from models.nets.sequence import BehaviourTower
+
+SHORTEST = 0.25  # of a user's events that a slice has
+
+
+class SameUser(nn.Module):
+    """A tower that is asked which slices are of one user."""
+
+    def __init__(self, tower: BehaviourTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, one: Batch, other: Batch) -> Tensor:
+        """The mean cross-entropy over both directions."""
+        return contrast(self.tower(one)[0], self.tower(other)[0])
+
+
+class SliceBatches:
+    """Users beside others in every epoch, sliced elsewhere; two or more in a batch.
+
+    Raises UserError for a single user.
+    """
+
+    def __init__(
+        self,
+        users: pl.DataFrame,
+        stats: Stats,
+        max_events: int,
+        config: EventPretraining,
+        seed: int,
+    ) -> None:
+        if users.height < 2:
+            raise UserError(
+                "pretrain.behaviour.objective: slices: expected two users with two events or more"
+            )
+        self.users, self.stats, self.max_events = users, stats, max_events
+        self.random = np.random.default_rng(seed)
+        # of even sizes, rather too large: the last few users would have little to be told from
+        self.steps = max(1, users.height // config.batch)
+
+    def __call__(self, epoch: int) -> Iterator[tuple[Batch, Batch]]:
+        """Two slices of each user."""
+        order = self.random.permutation(self.users.height)
+        for some in np.array_split(order, self.steps):
+            one, other = (slices(self.users[some], self.max_events, self.random) for _ in "ab")
+            yield batch_of(one, self.stats), batch_of(other, self.stats)
+
+
+def slices(users: pl.DataFrame, max_events: int, random: np.random.Generator) -> pl.DataFrame:
+    """Feature rows of users with a slice of their events, as of a time before the event after it.
+
+    Its length is drawn evenly from a quarter of a user's events to all, of `max_events` at most;
+    where it starts, evenly from where it can.
+    """
+    size = users["events_type"].list.len().to_numpy().astype(np.int64)
+    most = np.minimum(size, max_events)
+    least = np.minimum(np.ceil(SHORTEST * size).astype(np.int64), most)
+    length = random.integers(least, most + 1)
+    start = random.integers(0, size - length + 1)
+    return seen_between(users, start, start + length, random)
