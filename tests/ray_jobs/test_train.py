@@ -225,6 +225,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_once(shop: Config, run: Run)
 
 
 @pytest.mark.faults
+def test_a_training_in_shards_goes_the_whole_road(shop: Config, run: Run) -> None:
+    """Two ranks, each with a part of the weights, to checkpoints and an artifact of them all."""
+    update = {"epochs": 2, "frozen_epochs": 0}
+    loop = shop.train.loop.model_copy(update=update)
+    own = {"loop": loop, "sharding": "fsdp", "workers": 2, "checkpoint_steps": EVERY}
+    path, epochs = run(
+        "in shards", shop.model_copy(update={"train": shop.train.model_copy(update=own)})
+    )
+    assert [epoch["epoch"] for epoch in epochs] == [0, 1]
+    assert epochs[1]["train_loss"] < epochs[0]["train_loss"]
+    weights = artifact.load(path).network.state_dict()
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+@pytest.mark.faults
 def test_the_last_good_checkpoint_is_kept(shop: Config, run: Run) -> None:
     """The first epoch, at rest, is fine; in the second the encoder runs away."""
     update = {"epochs": 2, "frozen_epochs": 1, "text_learning_rate": 1e30}
