@@ -13,7 +13,7 @@ from models.nets.text import load_tokenizer
 from ray_jobs.config import Config
 from ray_jobs.snapshot import Snapshot
 
-Frames = Callable[[Role, int], Iterable[pl.DataFrame]]  # a role's rows, so many at a time
+Rows = Callable[[Role, int], Iterable[pl.DataFrame]]  # a role's rows, so many at a time
 SELECT_ROWS = 256
 SHUFFLED_ROWS = 4096  # shuffled together; a multiple of any sensible batch
 
@@ -35,7 +35,7 @@ class Loader:
     select role's during the first epoch, an epoch's first ones at the end of that before it.
     """
 
-    def __init__(self, config: Config, snapshot: Snapshot, frames: Frames, ranks: int) -> None:
+    def __init__(self, config: Config, snapshot: Snapshot, frames: Rows, ranks: int) -> None:
         self.config, self.snapshot, self.frames = config, snapshot, frames
         self.tokenizer: Tokenizer = load_tokenizer(config.network.text.encoder)
         rows = fit_rows(snapshot, config.train.resample)

@@ -15,7 +15,7 @@ from models.nets.text import encoder_to_train
 from ray_jobs import checkpoint
 from ray_jobs.checkpoint import History
 from ray_jobs.config import Config
-from ray_jobs.loader import Frames, Loader
+from ray_jobs.loader import Loader, Rows
 from ray_jobs.observed import Figures, Observer, quality
 from ray_jobs.snapshot import Snapshot
 
@@ -41,7 +41,7 @@ class Rank:
         self,
         config: Config,
         snapshot: Snapshot,
-        frames: Frames,
+        frames: Rows,
         last: Path | None,
         done: Callable[[History, Loop], None],
         stepped: Stepped = unseen,

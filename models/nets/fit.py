@@ -325,10 +325,10 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def bf16_is_faster(device: torch.device) -> bool:
-    """Whether bf16 pays. GPUs: yes. CPUs are raced: that one has the instructions does not tell,
-    some are twice as fast in bf16 and some twice as slow."""
+    """Whether bf16 pays. GPUs: where they have it. CPUs are raced: that one has the instructions
+    does not tell, some are twice as fast in bf16 and some twice as slow."""
     if device.type == "cuda":
-        return True
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     ones = [torch.ones(RACE, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
     rounds = [(_cpu_s(ones[0]), _cpu_s(ones[1])) for _ in range(5)]
     fp32, bf16 = min(a for a, _ in rounds), min(b for _, b in rounds)
