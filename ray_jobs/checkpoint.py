@@ -45,13 +45,12 @@ def restore(folder: Path, loop: Loop, rank: int = 0) -> History:
     """
     own_weights = loop.network.state_dict()
     weights = weights_of(folder)
-    try:
-        loop.network.load_state_dict({k: like(v, own_weights[k]) for k, v in weights.items()})
-    except (KeyError, RuntimeError) as error:
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own_weights.items()}:
         raise UserError(
             f"train: the checkpoint {folder.name} is of another network; remove the run's folder, "
             "or choose another --name"
-        ) from error
+        )
+    loop.network.load_state_dict({k: like(v, own_weights[k]) for k, v in weights.items()})
     state = torch.load(folder / STATE, weights_only=True)
     own = folder / OWN.format(rank)
     loop.resume(state, torch.load(own, weights_only=True) if own.exists() else None)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from models.data.schema import UserError
@@ -13,6 +14,7 @@ from models.scoring.fit_calibration import Judged
 from ray_jobs.snapshot import Snapshot
 
 OUTCOME = "outcome"  # in the place of a source, in a file of what was said
+FILE = pl.Schema({"task": pl.String(), "source": pl.String(), "values": pl.List(pl.Float64())})
 
 
 def inside(fold: int, folds: int, seed: int) -> pl.Expr:
@@ -55,29 +57,27 @@ def fold_of(
 
 def _write(snapshot: Snapshot, own: pl.Expr, folder: Path) -> dict[str, int]:
     """The fit role's files in two parts, one file at a time; the rows of each."""
-    rows = {}
-    for role, keep in (("fit", ~own), ("calibrate", own)):
-        (folder / role).mkdir()
-        rows[role] = 0
-        for file in snapshot.files("fit"):
-            part = pl.read_parquet(file).filter(keep)
+    rows = {"fit": 0, "calibrate": 0}
+    for role in rows:
+        (folder / role).mkdir(parents=True)
+    for file in map(Path, snapshot.files("fit")):
+        frame = pl.read_parquet(file)
+        for role, part in (("fit", frame.filter(~own)), ("calibrate", frame.filter(own))):
             rows[role] += part.height
             if part.height:
-                part.write_parquet(folder / role / Path(file).name)
+                part.write_parquet(folder / role / file.name)
     return rows
 
 
 def write_judged(judged: Judged, path: Path) -> None:
     """As one file, put in place in one step; which user a row is of is not in it."""
     parts = [
-        pl.DataFrame({"value": values}).select(
-            task=pl.lit(name), source=pl.lit(source), value="value"
-        )
+        {"task": name, "source": source, "values": values.tolist()}
         for name, own in judged.values.items()
         for source, values in (*own.items(), (OUTCOME, judged.outcomes[name]))
     ]
     staged = path.with_name(f".{path.name}")
-    pl.concat(parts).write_parquet(staged)
+    pl.DataFrame(parts, FILE).write_parquet(staged)
     staged.replace(path)
 
 
@@ -85,10 +85,9 @@ def read_judged(path: Path) -> Judged:
     """What `write_judged` wrote, in its order."""
     values: dict[str, dict[str, FloatArray]] = {}
     outcomes: dict[str, FloatArray] = {}
-    parts = pl.read_parquet(path).partition_by("task", "source", as_dict=True)
-    for (task, source), part in parts.items():
+    for task, source, own in pl.read_parquet(path).iter_rows():
         if source == OUTCOME:
-            outcomes[task] = part["value"].to_numpy()
+            outcomes[task] = np.array(own, dtype=np.float64)
         else:
-            values.setdefault(task, {})[source] = part["value"].to_numpy()
+            values.setdefault(task, {})[source] = np.array(own, dtype=np.float64)
     return Judged(values, outcomes)

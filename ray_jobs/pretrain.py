@@ -75,7 +75,7 @@ def pretrain_texts(config: Config, tables: Tables) -> Path:
 
 
 def pretrain_behaviour(config: Config, tables: Tables, made: Snapshot) -> Path:
-    """A behaviour tower trained to tell the next events, in a snapshot's words; its folder."""
+    """A tower trained by the objective that is asked for, in a snapshot's words; its folder."""
     asked = config.pretrain.behaviour
     assert asked is not None
     spec = TowerSpec.of(config.network, config.features, made.stats.vocabulary)

@@ -6,6 +6,7 @@ the files are the same, byte for byte, on any cluster.
 
 import io
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -105,12 +106,14 @@ def _shown(results: Iterator[dict[str, int]], total: int) -> Iterator[dict[str, 
 
 def world_of(oracle: str) -> str:
     """Version and hash of the world whose `oracle/` files these are; of other files, not known."""
-    system, inner = filesystem(oracle.rsplit("/", 2)[0])
+    system, inner = filesystem(posixpath.dirname(posixpath.dirname(oracle)) or ".")
     path = f"{inner}/{MANIFEST}"
     if system.get_file_info(path).type != fs.FileType.File:
         return "unknown"
     with system.open_input_file(path) as file:
-        world = json.loads(file.read())["world"]
+        world = json.loads(file.read()).get("world")
+    if world is None:
+        return "unknown"
     return f"version {world['version']}, {world['sha256']}"
 
 

@@ -36,6 +36,7 @@ from ray_jobs.storage import short_digest
 from ray_jobs.unknown import absent_modalities, unknown_tokens
 
 IDENTITY = "identity"  # a file in a run's folder
+FOLDS = "folds"  # a folder there, of a training that is cross-fitted
 # of `train`, from one start of a run to the next
 MAY_CHANGE = {
     "workers", "sharding", "gpu", "cpus_per_worker", "max_failures", "checkpoint_steps", "wandb"
@@ -120,21 +121,23 @@ def _trained(
 def _cross_fitted(config: Config, snapshot: Snapshot, storage: Path, run: str) -> list[Judged]:
     """What is said of each fold of the fit role by a network and experts trained without it.
 
-    It is kept with the run, in a file a fold; of a fold's training nothing else is.
+    It is kept in the run's folder, a file a fold; of a fold's training nothing else is.
     """
-    folds, files = config.train.cross_fit or 0, []
+    folds, parts = config.train.cross_fit or 0, []
+    folder, experts = storage / run / FOLDS, short_digest(config.stack.model_dump(mode="json"))
     for number in range(folds):
         name = f"{run}-fold-{number}"
-        files.append(storage / run / f"fold-{number}.parquet")
-        if not files[-1].exists():
+        file, rows = folder / f"{number}-{experts}.parquet", folder / f"{name}-rows"
+        if not file.exists():
             say(f"train: fold {number + 1} of {folds}")
-            _claim(storage / name, f"{_identity(config, snapshot)}-fold-{number}")
-            with fold_of(snapshot, number, folds, config.seed, storage / f"{name}-rows") as fold:
-                seen, best, _ = _trained(config, fold, storage, name)
+            with fold_of(snapshot, number, folds, config.seed, rows) as fold:
+                seen, best, _ = _trained(config, fold, folder, name)
                 with best.as_directory() as weights:
-                    write_judged(result_of(_judge.remote(config, seen, weights)), files[-1])
-        shutil.rmtree(storage / name, ignore_errors=True)
-    return [read_judged(file) for file in files]
+                    write_judged(result_of(_judge.remote(config, seen, weights)), file)
+        for done in (folder / name, rows):  # a kill may have left them after the file was there
+            shutil.rmtree(done, ignore_errors=True)
+        parts.append(read_judged(file))
+    return parts
 
 
 @ray.remote(num_cpus=1)

@@ -32,8 +32,8 @@ def resampled(
     """Which rows to train on, ascending, repeated ones beside each other.
 
     `labels`: 0, 1 or NaN where unknown; such a row is kept, once. Each row of the class that is
-    resampled is there as often as any other of it, or once more. With a `count`, some of these
-    rows are left out or repeated at random, so that there are so many whatever the labels are.
+    resampled is there as often as any other of it, or once more. With a `count`, some of all these
+    rows are then left out or repeated at random, so that there are so many whatever the labels.
     """
     classes = [np.flatnonzero(labels == value) for value in (0.0, 1.0)]
     small, large = sorted(classes, key=len)

@@ -2,9 +2,7 @@
 
 Of all the second slices in a batch the tower's vector is to find that of each first one, and the
 other way round. Source: Babaev et al. 2022, "CoLES: Contrastive learning for event sequences with
-self-supervision".
-
-Shape: B users.
+self-supervision"; the loss here is `contrast`'s. Shape: B users.
 """
 
 from collections.abc import Iterator
@@ -73,9 +71,9 @@ def slices(users: pl.DataFrame, max_events: int, random: np.random.Generator) ->
     Its length is drawn evenly from a quarter of a user's events to all, of `max_events` at most;
     where it starts, evenly from where it can.
     """
-    size = users["events_type"].list.len().to_numpy().astype(np.int64)
-    most = np.minimum(size, max_events)
-    least = np.minimum(np.ceil(SHORTEST * size).astype(np.int64), most)
-    length = random.integers(least, most + 1)
-    start = random.integers(0, size - length + 1)
-    return seen_between(users, start, start + length, random)
+    size_B = users["events_type"].list.len().to_numpy().astype(np.int64)
+    most_B = np.minimum(size_B, max_events)
+    least_B = np.minimum(np.ceil(SHORTEST * size_B).astype(np.int64), most_B)
+    length_B = random.integers(least_B, most_B + 1)
+    start_B = random.integers(0, size_B - length_B + 1)
+    return seen_between(users, start_B, start_B + length_B, random)

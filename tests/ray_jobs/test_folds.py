@@ -79,8 +79,12 @@ def test_too_many_folds_are_refused(tmp_path: Path) -> None:
 
 def test_what_was_said_is_read_as_it_was_written(tmp_path: Path) -> None:
     said = Judged(
-        {"spend": {"network": np.array([3.0, 1e-9])}, "a": {"tfidf": np.ones(1), "b": np.zeros(1)}},
-        {"spend": np.array([0.0, 2.5]), "a": np.ones(1)},
+        {
+            "spend": {"network": np.array([3.0, 1e-9])},
+            "a": {"tfidf": np.ones(1), "b": np.zeros(1)},
+            "nobody": {"network": np.zeros(0)},
+        },
+        {"spend": np.array([0.0, 2.5]), "a": np.ones(1), "nobody": np.zeros(0)},
     )
     write_judged(said, tmp_path / "fold.parquet")
     found = read_judged(tmp_path / "fold.parquet")

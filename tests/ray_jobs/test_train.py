@@ -180,6 +180,8 @@ def test_a_cross_fitted_training_is_calibrated_by_what_folds_say(shop: Config, r
     path, _ = run(name, config)
     made = snapshot.snapshot(shop, jobs.tables(shop))
     assert [path.name for path in storage.glob(f"{name}*")] == [name]
+    kept = sorted(path.name[:2] for path in (storage / name / train.FOLDS).iterdir())
+    assert kept == ["0-", "1-"]
     judged = train._cross_fitted(config, made, storage, name)  # of the files that the run keeps
     sizes = [len(part.outcomes["default"]) for part in judged]
     assert sum(sizes) == made.rows["fit"] and min(sizes) > made.rows["fit"] / 3

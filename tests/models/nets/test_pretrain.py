@@ -7,9 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from models.data.schema import UserError
-from models.nets.pretrain import PretrainLoop, descend
+from models.nets.pretrain import TEMPERATURE, PretrainLoop, contrast, descend
 
 CPU = torch.device("cpu")
+
+
+def test_contrast_is_the_cross_entropy_of_both_ways() -> None:
+    draws = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 5, 3, generator=draws)
+    unit = [one / one.norm(dim=1, keepdim=True) for one in (first, second)]
+    alike = (unit[0] @ unit[1].T / TEMPERATURE).exp()
+    own = alike.diagonal()
+    both = -(own / alike.sum(1)).log().mean() - (own / alike.sum(0)).log().mean()
+    assert torch.allclose(contrast(first, second), both / 2, atol=1e-5)
+    assert contrast(first, 7 * first) < 1e-2 < contrast(first, second)
+    assert contrast(first.bfloat16(), second.bfloat16()).dtype == torch.float32
 
 
 def test_the_loss_falls_and_every_step_is_told() -> None:
