@@ -41,5 +41,7 @@ def users() -> pl.DataFrame:
 
 
 @pytest.fixture(scope="session")
-def spec(network_config: NetworkConfig, feature_config: FeatureConfig, stats: Stats) -> TowerSpec:
+def tower_spec(
+    network_config: NetworkConfig, feature_config: FeatureConfig, stats: Stats
+) -> TowerSpec:
     return TowerSpec.of(network_config, feature_config, stats.vocabulary)

@@ -29,10 +29,13 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("objective", ["next", "slices"])
 def test_the_same_users_give_the_same_tower(
-    users: pl.DataFrame, stats: Stats, spec: TowerSpec, objective: Literal["next", "slices"]
+    users: pl.DataFrame, stats: Stats, tower_spec: TowerSpec, objective: Literal["next", "slices"]
 ) -> None:
     config = EventPretraining(objective=objective, epochs=2, batch=64)
-    runs = [pretrain_events(users, stats, spec, 0.1, config, 1, CPU, lambda *_: None) for _ in "ab"]
+    runs = [
+        pretrain_events(users, stats, tower_spec, 0.1, config, 1, CPU, lambda *_: None)
+        for _ in "ab"
+    ]
     assert runs[0][1] == runs[1][1]
     for name, value in runs[0][0].state_dict().items():
         assert torch.equal(runs[1][0].state_dict()[name], value), name
@@ -41,24 +44,24 @@ def test_the_same_users_give_the_same_tower(
 def test_a_network_starts_from_a_tower_that_fits(
     users: pl.DataFrame,
     stats: Stats,
-    spec: TowerSpec,
+    tower_spec: TowerSpec,
     make_network: Callable[..., Network],
     tmp_path: Path,
 ) -> None:
     config = EventPretraining(epochs=1, batch=64)
-    tower, _ = pretrain_events(users, stats, spec, 0.0, config, 1, CPU, lambda *_: None)
-    save_tower(tmp_path, tower, spec)
+    tower, _ = pretrain_events(users, stats, tower_spec, 0.0, config, 1, CPU, lambda *_: None)
+    save_tower(tmp_path, tower, tower_spec)
     network = make_network()
-    load_tower(str(tmp_path), network.behaviour, spec)
+    load_tower(str(tmp_path), network.behaviour, tower_spec)
     for name, value in tower.state_dict().items():
         assert torch.equal(network.behaviour.state_dict()[name], value), name
 
 
-def test_a_folder_without_a_tower_is_refused(tmp_path: Path, spec: TowerSpec) -> None:
+def test_a_folder_without_a_tower_is_refused(tmp_path: Path, tower_spec: TowerSpec) -> None:
     for folder in (tmp_path / "none", tmp_path):
         (tmp_path / SPEC).write_text("{}", encoding="utf-8")
         with pytest.raises(UserError, match=r"network\.behaviour\.pretrained .*holds no tower"):
-            check_tower(str(folder), spec)
+            check_tower(str(folder), tower_spec)
 
 
 @pytest.mark.parametrize(
@@ -72,22 +75,22 @@ def test_a_folder_without_a_tower_is_refused(tmp_path: Path, spec: TowerSpec) ->
     ],
 )
 def test_a_tower_that_does_not_fit_is_refused(
-    tmp_path: Path, spec: TowerSpec, field: str, value: object
+    tmp_path: Path, tower_spec: TowerSpec, field: str, value: object
 ) -> None:
-    other = spec.model_copy(update={field: value})
+    other = tower_spec.model_copy(update={field: value})
     save_tower(tmp_path, other.tower(0.0), other)
     with pytest.raises(UserError, match=f"another {field} than this run's") as refused:
-        check_tower(str(tmp_path), spec)
+        check_tower(str(tmp_path), tower_spec)
     assert "\n" not in str(refused.value)
 
 
-def test_damaged_weights_are_refused(tmp_path: Path, spec: TowerSpec) -> None:
-    tower = spec.tower(0.0)
-    save_tower(tmp_path, tower, spec)
+def test_damaged_weights_are_refused(tmp_path: Path, tower_spec: TowerSpec) -> None:
+    tower = tower_spec.tower(0.0)
+    save_tower(tmp_path, tower, tower_spec)
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"network\.behaviour\.pretrained") as refused:
-        load_tower(str(tmp_path), tower, spec)
+        load_tower(str(tmp_path), tower, tower_spec)
     assert "\n" not in str(refused.value)
 
 

@@ -35,8 +35,8 @@ def test_a_cut_parts_a_users_events_in_two(users: pl.DataFrame) -> None:
 
 
 def test_what_follows_a_pattern_is_learned(
-    users: pl.DataFrame, stats: Stats, spec: TowerSpec
+    users: pl.DataFrame, stats: Stats, tower_spec: TowerSpec
 ) -> None:
     config = EventPretraining(epochs=12, batch=25, learning_rate=5e-3, horizon=1)
-    _, losses = pretrain_events(users, stats, spec, 0.0, config, 1, CPU, lambda *_: None)
+    _, losses = pretrain_events(users, stats, tower_spec, 0.0, config, 1, CPU, lambda *_: None)
     assert losses[-1] < 0.5 * losses[0]

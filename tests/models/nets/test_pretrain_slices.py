@@ -37,7 +37,7 @@ def test_a_slice_is_a_run_of_a_users_events_as_of_its_end(users: pl.DataFrame) -
 
 
 def test_whose_habits_these_are_is_learned(
-    users: pl.DataFrame, stats: Stats, spec: TowerSpec
+    users: pl.DataFrame, stats: Stats, tower_spec: TowerSpec
 ) -> None:
     """Users do one thing each, of three: a third of the others in a batch could be told apart."""
     habit = pl.col("user_key") % 3 + 2
@@ -47,9 +47,9 @@ def test_whose_habits_these_are_is_learned(
         .alias("events_type")
     )
     config = EventPretraining(objective="slices", epochs=12, batch=30, learning_rate=5e-3)
-    tower, losses = pretrain_events(alike, stats, spec, 0.0, config, 1, CPU, lambda *_: None)
+    tower, losses = pretrain_events(alike, stats, tower_spec, 0.0, config, 1, CPU, lambda *_: None)
     assert losses[-1] < np.log(30 / 3)  # of one that knows the kind, and no more
-    one = slices(alike, spec.max_events, np.random.default_rng(9))
+    one = slices(alike, tower_spec.max_events, np.random.default_rng(9))
     with torch.no_grad():
         vector_BD = tower(batch_of(one, stats))[0]
     vector_BD = torch.nn.functional.normalize(vector_BD, dim=1)
@@ -60,10 +60,10 @@ def test_whose_habits_these_are_is_learned(
 
 
 def test_a_user_alone_has_nobody_to_be_told_from(
-    users: pl.DataFrame, stats: Stats, spec: TowerSpec
+    users: pl.DataFrame, stats: Stats, tower_spec: TowerSpec
 ) -> None:
     with pytest.raises(ValidationError, match="batch: 1: expected 2 or more"):
         EventPretraining(objective="slices", batch=1)
     config = EventPretraining(objective="slices")
     with pytest.raises(UserError, match=r"slices: expected two users with two events or more"):
-        pretrain_events(users[:1], stats, spec, 0.0, config, 1, CPU, lambda *_: None)
+        pretrain_events(users[:1], stats, tower_spec, 0.0, config, 1, CPU, lambda *_: None)
