@@ -107,14 +107,18 @@ def _shown(results: Iterator[dict[str, int]], total: int) -> Iterator[dict[str, 
 def world_of(oracle: str) -> str:
     """Version and hash of the world whose `oracle/` files these are; of other files, not known."""
     system, inner = filesystem(posixpath.dirname(posixpath.dirname(oracle)) or ".")
+    world = (_manifest(system, inner) or {}).get("world")
+    return "unknown" if world is None else f"version {world['version']}, {world['sha256']}"
+
+
+def _manifest(system: fs.FileSystem, inner: str) -> dict[str, Any] | None:
+    """What a simulation says of itself in its folder; None where there is none."""
     path = f"{inner}/{MANIFEST}"
     if system.get_file_info(path).type != fs.FileType.File:
-        return "unknown"
+        return None
     with system.open_input_file(path) as file:
-        world = json.loads(file.read()).get("world")
-    if world is None:
-        return "unknown"
-    return f"version {world['version']}, {world['sha256']}"
+        content: dict[str, Any] = json.loads(file.read())
+    return content
 
 
 def _claim(config: SimulateConfig, out: str) -> None:
@@ -124,11 +128,9 @@ def _claim(config: SimulateConfig, out: str) -> None:
     if found.type == fs.FileType.File:
         raise UserError(f"{out}: is a file; a folder for the simulation was expected")
     if found.type == fs.FileType.Directory and system.get_file_info(fs.FileSelector(inner)):
-        path = f"{inner}/{MANIFEST}"
-        if system.get_file_info(path).type != fs.FileType.File:
+        before = _manifest(system, inner)
+        if before is None:
             raise UserError(f"{out}: is not empty and holds no {MANIFEST}; choose another folder")
-        with system.open_input_file(path) as file:
-            before = json.loads(file.read())
         if {k: before[k] for k in ("world", "config")} != _identity(config):
             raise UserError(f"{out}: holds another simulation; remove it or choose another folder")
     _describe(config, out, None)

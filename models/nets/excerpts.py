@@ -3,7 +3,8 @@
 Rows are `user_key` and the columns `events_*` of `Features`. Shape: B users.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -12,9 +13,37 @@ from numpy.typing import NDArray
 from models.data.batch import Batch, make_batch
 from models.data.features import Features
 from models.data.stats import Stats
+from models.nets.config import EventPretraining
 
 LISTS = ("type", "category", "amount", "age_h", "gap_h", "hour", "weekday")  # events_…
 Ints = NDArray[np.int64]
+
+
+class Pairs(ABC):
+    """Batches of two excerpts a user, in another order every epoch and cut elsewhere.
+
+    `users`: rows of all their events; `max_events`: of an excerpt that a tower reads.
+    """
+
+    def __init__(
+        self,
+        users: pl.DataFrame,
+        stats: Stats,
+        max_events: int,
+        config: EventPretraining,
+        seed: int,
+    ) -> None:
+        self.users, self.stats, self.max_events, self.config = users, stats, max_events, config
+        self.random = np.random.default_rng(seed)
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Batches of an epoch."""
+
+    @abstractmethod
+    def __call__(self, epoch: int) -> Iterator[tuple[Batch, Batch]]:
+        """Those of an epoch."""
 
 
 def between(users: pl.DataFrame, start_B: Ints, end_B: Ints) -> pl.DataFrame:

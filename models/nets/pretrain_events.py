@@ -5,9 +5,8 @@ belong together (`pretrain_slices`). Both ask the tower's one vector, as the net
 its pooling is pretrained too, and any encoder of events can be, also one that looks both ways.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import polars as pl
 import torch
@@ -22,6 +21,7 @@ from models.data.stats import Stats
 from models.data.strict import Strict
 from models.data.vocabulary import Vocabulary
 from models.nets.config import ARCHITECTURE, BehaviourConfig, EventPretraining, NetworkConfig
+from models.nets.excerpts import Pairs
 from models.nets.pretrain import descend
 from models.nets.pretrain_next import NextBatches, NextEvents
 from models.nets.pretrain_slices import SameUser, SliceBatches
@@ -61,15 +61,6 @@ class TowerSpec(Strict):
         )
 
 
-class _Batches(Protocol):
-    """Pairs of batches, so many in every epoch."""
-
-    steps: int
-
-    def __call__(self, epoch: int) -> Iterator[tuple[Batch, Batch]]:
-        """Those of an epoch."""
-
-
 def pretrain_events(
     users: pl.DataFrame,
     stats: Stats,
@@ -88,7 +79,7 @@ def pretrain_events(
     torch.manual_seed(seed)
     tower = spec.tower(dropout)
     model: nn.Module
-    batches: _Batches
+    batches: Pairs
     if config.objective == "next":
         model = NextEvents(tower, len(spec.event_types) + 2, len(spec.categories) + 2)
         batches = NextBatches(users, stats, spec.max_events, config, seed)

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.data.batch import Batch
-from models.data.stats import Stats
-from models.nets.config import EventPretraining
-from models.nets.excerpts import batch_of, between, seen_between
+from models.nets.excerpts import Pairs, batch_of, between, seen_between
 from models.nets.sequence import BehaviourTower
 
 
@@ -50,20 +48,12 @@ class NextEvents(nn.Module):
         )
 
 
-class NextBatches:
+class NextBatches(Pairs):
     """Users in another order every epoch, the events of each cut at another time."""
 
-    def __init__(
-        self,
-        users: pl.DataFrame,
-        stats: Stats,
-        max_events: int,
-        config: EventPretraining,
-        seed: int,
-    ) -> None:
-        self.users, self.stats, self.max_events, self.config = users, stats, max_events, config
-        self.random = np.random.default_rng(seed)
-        self.steps = -(-users.height // config.batch)
+    @property
+    def steps(self) -> int:
+        return -(-self.users.height // self.config.batch)
 
     def __call__(self, epoch: int) -> Iterator[tuple[Batch, Batch]]:
         """What lies before a user's cut, as of then, and the events that follow."""

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from models.data.batch import Batch
 from models.data.schema import UserError
-from models.data.stats import Stats
-from models.nets.config import EventPretraining
-from models.nets.excerpts import batch_of, seen_between
+from models.nets.excerpts import Pairs, batch_of, seen_between
 from models.nets.pretrain import contrast
 from models.nets.sequence import BehaviourTower
 
@@ -34,31 +32,23 @@ class SameUser(nn.Module):
         return contrast(self.tower(one)[0], self.tower(other)[0])
 
 
-class SliceBatches:
+class SliceBatches(Pairs):
     """Users beside others in every epoch, sliced elsewhere; two or more in a batch.
 
-    Raises UserError for a single user.
+    Asked for the batches of a single user, raises UserError.
     """
 
-    def __init__(
-        self,
-        users: pl.DataFrame,
-        stats: Stats,
-        max_events: int,
-        config: EventPretraining,
-        seed: int,
-    ) -> None:
-        if users.height < 2:
-            raise UserError(
-                "pretrain.behaviour.objective: slices: expected two users with two events or more"
-            )
-        self.users, self.stats, self.max_events = users, stats, max_events
-        self.random = np.random.default_rng(seed)
+    @property
+    def steps(self) -> int:
         # of even sizes, rather too large: the last few users would have little to be told from
-        self.steps = max(1, users.height // config.batch)
+        return max(1, self.users.height // self.config.batch)
 
     def __call__(self, epoch: int) -> Iterator[tuple[Batch, Batch]]:
         """Two slices of each user."""
+        if self.users.height < 2:
+            raise UserError(
+                "pretrain.behaviour.objective: slices: expected two users with two events or more"
+            )
         order = self.random.permutation(self.users.height)
         for some in np.array_split(order, self.steps):
             one, other = (slices(self.users[some], self.max_events, self.random) for _ in "ab")
