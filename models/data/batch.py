@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.data.features import Features
 from models.data.stats import Scale, Stats
@@ -21,6 +21,9 @@ from models.data.stats import Scale, Stats
 # longest, so that padding is less than half of the rest, about
 EVENNESS = 0.85
 CHUNK_TOKENS = 4096  # of a chunk, at most, or one text; bounds memory
+# On a GPU a chunk costs the launch of every kernel, which takes as long as some padding: chunks
+# have so many places for tokens there, if there are so many
+GPU_CHUNK_PLACES = 65_536
 EVENT_AGE_SCALE = 8.0  # of the logarithm of 1 + hours
 TEXT_AGE_SCALE = 4.0  # of the logarithm of 1 + days
 
@@ -59,6 +62,35 @@ class Texts:
             strings=tuple(s for s, kept in zip(self.strings, chosen, strict=True) if kept),
         )
 
+    def merged(self, places: int) -> "Texts":
+        """The same texts in the same order; neighbouring chunks are one until it has so many
+        places for tokens, beginning with the longest texts."""
+        groups: list[list[int]] = []
+        room = 0
+        for k in reversed(range(len(self.tokens))):
+            if room <= 0:
+                groups.append([])
+                room, length = places, self.tokens[k].shape[1]
+            groups[-1].append(k)
+            room -= len(self.tokens[k]) * length
+        joined = [sorted(group) for group in reversed(groups)]
+        return replace(
+            self,
+            tokens=tuple(_joined([self.tokens[k] for k in group]) for group in joined),
+            masks=tuple(_joined([self.masks[k] for k in group]) for group in joined),
+        )
+
+    def to(self, device: torch.device) -> "Texts":
+        """The same texts on a device, in chunks that suit it."""
+        if device.type == "cpu":
+            return self
+        texts = self.merged(GPU_CHUNK_PLACES)
+        return replace(
+            texts,
+            tokens=tuple(t.to(device, non_blocking=True) for t in texts.tokens),
+            masks=tuple(m.to(device, non_blocking=True) for m in texts.masks),
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -94,6 +126,8 @@ class Batch:
             if isinstance(value, Tensor):
                 assert value.shape[0] == rows, field.name
                 assert value.dim() == len(field.name.rsplit("_", 1)[1]), field.name
+        if self.user_B.device.type != "cpu":
+            return  # values were checked before they went there; to ask again is to wait for it
         for tensor in (self.tabular_BF, self.social_BG, self.event_BSX, self.text_age_BT):
             assert bool(torch.isfinite(tensor).all())
         assert _max(self.text_BT) < max(1, len(self.texts.strings))
@@ -120,12 +154,13 @@ class Batch:
             for f in fields(self)
             if f.name != "texts"
         }
-        texts = replace(
-            self.texts,
-            tokens=tuple(t.to(device, non_blocking=True) for t in self.texts.tokens),
-            masks=tuple(m.to(device, non_blocking=True) for m in self.texts.masks),
-        )
-        return Batch(**moved, texts=texts)
+        return Batch(**moved, texts=self.texts.to(device))
+
+
+def _joined(chunks: Sequence[Tensor]) -> Tensor:
+    """Chunks [U, L] as one, zeros on the right."""
+    length = max(chunk.shape[1] for chunk in chunks)
+    return torch.cat([nn.functional.pad(one, (0, length - one.shape[1])) for one in chunks])
 
 
 def _max(tensor: Tensor) -> int:

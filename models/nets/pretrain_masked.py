@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.nets.config import TextPretraining
+from models.nets.text import hidden_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -39,9 +40,7 @@ class MaskedTokens(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy of the masked tokens; 0 where none is. [U, L] each."""
         asked_UL = labels != IGNORED
-        hidden_ULE = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask
-        ).last_hidden_state
+        hidden_ULE = hidden_states(self.encoder, input_ids, attention_mask)
         hidden_ME = self.transform(hidden_ULE[asked_UL])
         scores_MV = functional.linear(hidden_ME, self.words.weight, self.bias_V)
         loss = functional.cross_entropy(scores_MV.float(), labels[asked_UL], reduction="sum")

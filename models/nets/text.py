@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.data.batch import Batch, Texts, Tokenizer
 from models.data.schema import UserError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # seconds to import, in every process of a job: only where it
     from transformers import PreTrainedModel
 
 TEXTS = 2.0  # of a user, about
+# Not cuDNN's, a GPU's first choice: it plans anew for every shape, and a chunk has one of its own
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 KEY = "network.text.encoder"  # where a configuration names an encoder
 
 
@@ -71,10 +74,7 @@ def load_encoder(name: str, key: str = KEY) -> "PreTrainedModel":
         key,
         dtype=torch.float32,  # weights stored in half precision are trained and scored in full
     )
-    for module in encoder.modules():  # the towers regularise themselves
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return cast("PreTrainedModel", encoder)
+    return _without_dropout(encoder)
 
 
 def encoder_to_train(config: TextConfig) -> "PreTrainedModel":
@@ -92,7 +92,15 @@ def empty_encoder(folder: Path) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(folder)
-    return cast("PreTrainedModel", AutoModel.from_config(config))
+    return _without_dropout(AutoModel.from_config(config))
+
+
+def _without_dropout(encoder: nn.Module) -> "PreTrainedModel":
+    """The same encoder; the towers regularise themselves."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return cast("PreTrainedModel", encoder)
 
 
 def _from_hub(kind: Any, name: str, key: str, **options: Any) -> Any:
@@ -140,9 +148,16 @@ def _parts_of(encoder: "PreTrainedModel", key: str) -> tuple[nn.Module, nn.Modul
     return embeddings, layers
 
 
+def hidden_states(encoder: "PreTrainedModel", tokens_UL: Tensor, mask_UL: Tensor) -> Tensor:
+    """[U, L, E]: what the encoder makes of each token."""
+    with sdpa_kernel(ATTENTION):
+        hidden_ULE: Tensor = encoder(input_ids=tokens_UL, attention_mask=mask_UL).last_hidden_state
+    return hidden_ULE
+
+
 def mean_encoding(encoder: "PreTrainedModel", tokens_UL: Tensor, mask_UL: Tensor) -> Tensor:
     """[U, E] float32: the mean over each text's tokens."""
-    hidden_ULE = encoder(input_ids=tokens_UL, attention_mask=mask_UL).last_hidden_state
+    hidden_ULE = hidden_states(encoder, tokens_UL, mask_UL)
     weight_UL1 = mask_UL.unsqueeze(-1).to(hidden_ULE.dtype)
     mean_UE: Tensor = (hidden_ULE * weight_UL1).sum(1) / weight_UL1.sum(1)
     return mean_UE.float()

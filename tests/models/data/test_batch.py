@@ -284,3 +284,34 @@ def test_some_of_the_texts_keep_their_tokens() -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, rows[::3], strict=True))
     assert sum(len(mask) for mask in some.masks) == len(kept) == sum(chosen)
     assert texts.where([n < 2 for n in range(40)]).strings == texts.strings[:2]
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 200), st.integers(1, 20_000))
+def test_merged_chunks_are_few_and_hold_the_same_texts_in_order(count: int, places: int) -> None:
+    strings = many_texts(count)
+    texts, _ = make_texts(strings, letters, 64) if strings else (Texts((), (), ()), None)
+    merged = texts.merged(places)
+    assert merged.strings == texts.strings
+    assert own_tokens(merged) == own_tokens(texts)
+    assert all(tokens.numel() >= places for tokens in merged.tokens[1:])
+    assert len(merged.tokens) <= len(texts.tokens)
+    assert len(texts.merged(1).tokens) == len(texts.tokens)  # each is large enough
+
+
+def own_tokens(texts: Texts) -> list[list[int]]:
+    return [
+        one[mask.bool()].tolist()
+        for chunk, masks in zip(texts.tokens, texts.masks, strict=True)
+        for one, mask in zip(chunk, masks, strict=True)
+    ]
+
+
+def test_a_batch_on_another_device_has_fewer_chunks(known: Features, stats: Stats) -> None:
+    batch = make_batch(known, stats, letters, 64)
+    texts, _ = make_texts(many_texts(4000), letters, 64)
+    moved = replace(batch, texts=texts).to(torch.device("meta"))
+    assert moved.tabular_BF.device.type == "meta"
+    assert 1 < len(moved.texts.tokens) < len(texts.tokens)
+    assert all(tokens.device.type == "meta" for tokens in moved.texts.tokens)
+    assert batch.to(torch.device("cpu")) is batch

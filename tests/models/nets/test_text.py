@@ -139,9 +139,14 @@ def test_layers_of_an_encoder_that_is_no_bert_cannot_be_counted() -> None:
         freeze(encoder, 1)
 
 
+@pytest.mark.parametrize("made", ["loaded", "empty"])
 def test_the_encoder_has_no_dropout_while_it_is_trained(
-    tower: TextTower, tokenizer: Tokenizer
+    tower: TextTower, tokenizer: Tokenizer, encoder_folder: Path, made: str
 ) -> None:
+    if made == "empty":
+        tower = TextTower(empty_encoder(encoder_folder), WIDTH, 0.1)
+        assert tower.encoder.config.hidden_dropout_prob > 0
+    tower.eval()
     texts, _ = make_texts(SENTENCES, tokenizer, 16)
     with torch.no_grad():
         calm = tower.encode(texts)
