@@ -16,7 +16,13 @@ from models.data.schema import UserError
 from models.data.source import Source
 from models.data.strict import Strict
 from models.data.tasks import Roles, Split, Task, check_binary
-from models.nets.config import EventPretraining, FitConfig, NetworkConfig, TextPretraining
+from models.nets.config import (
+    EventPretraining,
+    FitConfig,
+    NetworkConfig,
+    ScoringPrecision,
+    TextPretraining,
+)
 from models.scoring.config import StackConfig
 from models.scoring.policy import PolicyConfig
 from models.scoring.scorecard import ScorecardConfig
@@ -131,6 +137,7 @@ class Config(Strict):
     network: NetworkConfig = NetworkConfig()
     pretrain: PretrainConfig = PretrainConfig()
     train: TrainConfig = TrainConfig()
+    scoring_precision: ScoringPrecision = "fp32"  # of the text encoder in every score
     stack: StackConfig = StackConfig()
     tune: TuneConfig = TuneConfig()
     scorecard: ScorecardConfig = ScorecardConfig()

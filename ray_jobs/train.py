@@ -11,6 +11,7 @@ import torch
 from ray.train import Checkpoint
 
 from models.data.schema import UserError
+from models.nets import int8
 from models.nets.config import ARCHITECTURE
 from models.nets.lora import merge_adapters
 from models.nets.pretrain_events import check_tower
@@ -55,6 +56,8 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     if config.network.behaviour.pretrained is not None:
         check_tower(config.network.behaviour.pretrained, tower_of(config, snapshot))
     tracking.check(config.train.wandb)
+    if config.scoring_precision == "int8":
+        int8.check()
     run, storage = name or _identity(config, snapshot), Path(config.work) / "train"
     _claim(storage / run, _identity(config, snapshot))
     out_of_fold = _cross_fitted(config, snapshot, storage, run)
@@ -124,10 +127,11 @@ def _cross_fitted(config: Config, snapshot: Snapshot, storage: Path, run: str) -
     It is kept in the run's folder, a file a fold; of a fold's training nothing else is.
     """
     folds, parts = config.train.cross_fit or 0, []
-    folder, experts = storage / run / FOLDS, short_digest(config.stack.model_dump(mode="json"))
+    folder = storage / run / FOLDS
+    judges = short_digest([config.stack.model_dump(mode="json"), config.scoring_precision])
     for number in range(folds):
         name = f"{run}-fold-{number}"
-        file, rows = folder / f"{number}-{experts}.parquet", folder / f"{name}-rows"
+        file, rows = folder / f"{number}-{judges}.parquet", folder / f"{name}-rows"
         if not file.exists():
             say(f"train: fold {number + 1} of {folds}")
             with fold_of(snapshot, number, folds, config.seed, rows) as fold:
@@ -169,6 +173,7 @@ def _finish(
         stats=snapshot.stats,
         scorecard=config.scorecard,
         policy=config.policy,
+        precision=config.scoring_precision,
         calibrators=calibration.calibrators,
         replicates=calibration.replicates,
         stack=calibration.stack,
@@ -194,7 +199,9 @@ def _judged(config: Config, snapshot: Snapshot, weights: str) -> tuple[Judged, P
     if config.network.text.lora is not None:  # an artifact holds a plain encoder
         merge_adapters(network.text.encoder)
     tokenizer = load_tokenizer(config.network.text.encoder)
-    predictor = Predictor(network, snapshot.stats, tokenizer, config.features.max_tokens)
+    predictor = Predictor(
+        network, snapshot.stats, tokenizer, config.features.max_tokens, config.scoring_precision
+    )
     experts = _experts(config, snapshot)
     rows = snapshot.read("calibrate")
     return judge(predictor, rows, config.tasks, experts), predictor, experts

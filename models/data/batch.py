@@ -20,7 +20,7 @@ from models.data.stats import Scale, Stats
 # Texts encoded together have like lengths: a chunk's shortest has this share of the tokens of its
 # longest, so that padding is less than half of the rest, about
 EVENNESS = 0.85
-CHUNK_TOKENS = 4096  # of a chunk, at most, or one text; bounds memory
+CHUNK_TOKENS = 2048  # of a chunk, at most, or one text; what is made of more leaves the cache
 # On a GPU a chunk costs the launch of every kernel, which takes as long as some padding: chunks
 # have so many places for tokens there, if there are so many
 GPU_CHUNK_PLACES = 65_536
@@ -265,15 +265,18 @@ def _texts(lists: pl.Series, tokenizer: Tokenizer, max_tokens: int) -> tuple[Ten
 
 
 def make_texts(
-    distinct: Sequence[str], tokenizer: Tokenizer, max_tokens: int
+    distinct: Sequence[str], tokenizer: Tokenizer, max_tokens: int, evenness: float = EVENNESS
 ) -> tuple[Texts, NDArray[np.int64]]:
-    """Distinct texts as chunks sorted by length, and the place of each in that order."""
+    """Distinct texts as chunks sorted by length, and the place of each in that order.
+
+    `evenness`: the share of a chunk's longest text that its shortest has at least.
+    """
     encoded = tokenizer(distinct, truncation=True, max_length=max_tokens)["input_ids"]
     order = np.argsort([len(ids) for ids in encoded], kind="stable")
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     ids = [encoded[i] for i in order]
-    pairs = [pad(ids[chunk]) for chunk in _chunks([len(one) for one in ids])]
+    pairs = [pad(ids[chunk]) for chunk in _chunks([len(one) for one in ids], evenness)]
     texts = Texts(
         tokens=tuple(tokens for tokens, _ in pairs),
         masks=tuple(mask for _, mask in pairs),
@@ -282,13 +285,13 @@ def make_texts(
     return texts, rank
 
 
-def _chunks(lengths: Sequence[int]) -> list[slice]:
+def _chunks(lengths: Sequence[int], evenness: float) -> list[slice]:
     """Rising lengths cut into runs of like ones."""
     chunks, end = [], len(lengths)
     while end > 0:
         longest = lengths[end - 1]
         most = max(1, CHUNK_TOKENS // longest)
-        start = max(bisect_left(lengths, EVENNESS * longest), end - most)
+        start = max(bisect_left(lengths, evenness * longest), end - most)
         chunks.append(slice(start, end))
         end = start
     return chunks[::-1]

@@ -11,7 +11,8 @@ from models.data.strict import Strict
 MINILM = "minilm"  # sentence-transformers/all-MiniLM-L6-v2, as shipped by a PyPI wheel
 ARCHITECTURE = 2  # raised when a network comes to have other parameters
 Amounts = Literal["linear", "piecewise"]
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "fp32"]  # of a training
+ScoringPrecision = Literal["fp32", "int8"]
 
 
 class LoraConfig(Strict):

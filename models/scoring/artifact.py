@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 from pydantic import Field
 from safetensors import SafetensorError
@@ -27,7 +27,7 @@ from models.data.schema import UserError
 from models.data.stats import Stats
 from models.data.strict import Strict
 from models.data.tasks import Roles, Task
-from models.nets.config import ARCHITECTURE, NetworkConfig
+from models.nets.config import ARCHITECTURE, NetworkConfig, ScoringPrecision
 from models.nets.network import Network
 from models.nets.text import empty_encoder
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
@@ -52,7 +52,7 @@ class ModelSpec(Strict):
 
     `replicates`: calibrators of bootstrap samples of the rows that calibrate, whose spread is the
     interval of a probability. `stack`: by task, how experts have their say; empty: the network
-    alone is the model. `precision`: the arithmetic that every caller scores in.
+    alone is the model. `precision`: of the text encoder, the same for every caller.
     `trained_on`: what makes it reproducible (snapshot, table versions, seed).
     """
 
@@ -66,7 +66,7 @@ class ModelSpec(Strict):
     calibrators: dict[str, BinaryCalibrator | AmountCalibrator]
     replicates: dict[str, tuple[BinaryCalibrator, ...]] = Field(default_factory=dict)
     stack: dict[str, TaskStack] = Field(default_factory=dict)
-    precision: Literal["fp32"] = "fp32"
+    precision: ScoringPrecision = "fp32"
     trained_on: dict[str, str] = Field(default_factory=dict)
 
 

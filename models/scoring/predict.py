@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data.batch import Batch, Texts, Tokenizer, make_batch, make_texts
+from models.data.batch import EVENNESS, Batch, Texts, Tokenizer, make_batch, make_texts
 from models.data.features import Features
 from models.data.stats import Stats
+from models.nets.config import ScoringPrecision
 from models.nets.encodings import Encodings
 from models.nets.heads import expected_amount
+from models.nets.int8 import to_int8
 from models.nets.network import Network
 
 ROWS = 512  # rows of a batch; bounds memory
@@ -35,12 +37,23 @@ class Encoded:
 class Predictor:
     """A network in evaluation mode with all that turns feature rows into its inputs.
 
-    Each distinct text is encoded once and kept by its content.
+    Each distinct text is encoded once and kept by its content. In int8 a text shares a chunk with
+    texts of its own length alone: beside a longer one its attention would end in other last bits,
+    some of which integers round to their neighbours.
     """
 
     def __init__(
-        self, network: Network, stats: Stats, tokenizer: Tokenizer, max_tokens: int
+        self,
+        network: Network,
+        stats: Stats,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        precision: ScoringPrecision = "fp32",
     ) -> None:
+        self.evenness = EVENNESS
+        if precision == "int8":
+            to_int8(network.text.encoder)
+            self.evenness = 1.0
         self.network = network.eval()
         self.stats = stats
         self.tokenizer = tokenizer
@@ -73,7 +86,7 @@ class Predictor:
         return expected_amount(output, self.network.heads.targets[task]).numpy()
 
     def _encode_texts(self, new: list[str]) -> tuple[Sequence[str], Tensor]:
-        texts, _ = make_texts(new, self.tokenizer, self.max_tokens)
+        texts, _ = make_texts(new, self.tokenizer, self.max_tokens, self.evenness)
         return texts.strings, self.network.text.encode(texts)
 
     def _lookup(self, texts: Texts) -> Tensor:

@@ -40,7 +40,11 @@ class Scorer:
         self.artifact = loaded
         self.spec = spec
         self.predictor = Predictor(
-            loaded.network, spec.stats, loaded.tokenizer, spec.features.max_tokens
+            loaded.network,
+            spec.stats,
+            loaded.tokenizer,
+            spec.features.max_tokens,
+            spec.precision,
         )
         self.experts = loaded.experts
         self._reasons = reasons.reasons_of(spec.stats.vocabulary)

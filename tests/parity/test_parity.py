@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,7 @@ from ray_jobs.serving.client import requests_of
 from ray_jobs.tables import Tables
 
 USERS = 500
+FEW = 40  # of them, where each is scored by itself
 TOLERANCE = 1e-5  # of a probability, in fp32
 CONCURRENT = 16  # a full batch, and as many as one replica is meant to take
 TOKEN = "parity-0123456789abcdef"
@@ -113,6 +115,28 @@ def test_backfill_is_the_endpoint(
     assert_equal(estimates(answered, demo_run), estimates(backfilled, demo_run), demo_run)
     shas = {a["model_sha256"] for a in answers}
     assert shas == set(backfilled["model_sha256"])
+
+
+def test_in_int8_a_score_does_not_hang_on_what_is_scored_beside_it(
+    demo_run: Config, tables: Tables
+) -> None:
+    """All rows at once, as a backfill has them, and each by itself, as the endpoint does."""
+    made = artifact.load(Path(registry.champion(tables.lake).path))
+    spec = made.spec.model_copy(update={"precision": "int8"})
+    folder = Path(demo_run.work) / "snapshots" / spec.trained_on["snapshot"]
+    known = snapshot.load(folder).read("test")
+    scored = Scorer(made).score_features(known)
+    together, alone = (Scorer(replace(made, spec=spec)) for _ in range(2))
+    in_int8 = together.score_features(known)
+    few = known.frame.filter(pl.col("texts").list.len() > 0).head(FEW)
+    parts = [replace(known, frame=row) for row in few.iter_slices(1)]
+    one_by_one = pl.concat([alone.score_features(part) for part in parts])
+    for name in demo_run.tasks:
+        own, company = one_by_one[name].struct[0], in_int8[few["row"]][name].struct[0]
+        assert np.allclose(own, company, rtol=TOLERANCE, atol=TOLERANCE), name
+    pd = demo_run.roles.pd
+    gap = (in_int8[pd].struct[0] - scored[pd].struct[0]).abs()
+    assert 0.0 < gap.max() < 0.02
 
 
 def test_the_expert_reads_the_same_bits_by_every_road(

@@ -21,15 +21,17 @@ from models.scoring.predict import Predictor
 Raw = dict[str, NDArray[np.float64]]
 
 
-@pytest.fixture
+@pytest.fixture(params=["fp32", "int8"])
 def predictor(
     make_network: Callable[..., Network],
     stats: Stats,
     tokenizer: Tokenizer,
     feature_config: FeatureConfig,
+    request: pytest.FixtureRequest,
 ) -> Predictor:
     """A new one, nothing encoded yet."""
-    return Predictor(make_network(), stats, tokenizer, feature_config.max_tokens)
+    own = make_network(), stats, tokenizer, feature_config.max_tokens
+    return Predictor(*own, request.param)
 
 
 def part(known: Features, rows: Sequence[int]) -> Features:
