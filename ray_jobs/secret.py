@@ -33,8 +33,8 @@ def _is_text(secret: bytes) -> bool:
         return False
 
 
-def make_secret(path: str) -> None:
-    """Make a secret file that only its owner can read, unless it is there."""
+def make_secret(path: str, secret: str | None = None) -> None:
+    """Make a secret file that only its owner can read, unless it is there; None: a random one."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -42,4 +42,4 @@ def make_secret(path: str) -> None:
     except FileExistsError:
         return
     with os.fdopen(handle, "w", encoding="ascii") as stream:
-        stream.write(secrets.token_hex(32))
+        stream.write(secret or secrets.token_hex(32))

@@ -1,0 +1,21 @@
+"""What a demo is given before Ray starts."""
+
+from pathlib import Path
+
+import pytest
+
+from ray_jobs import config as configs
+from ray_jobs import demo
+from ray_jobs.secret import read_secret
+
+
+@pytest.mark.parametrize(("name", "same"), [("demo", True), ("online_retail", False)])
+def test_keys_of_simulated_users_are_the_same_every_time_and_no_others(
+    name: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [configs.load(name, [f"secret_file={tmp_path / part}"]) for part in "ab"]
+    for config in made:
+        monkeypatch.setenv(config.serve.token_env, "")
+        demo.prepare(config)
+    one, other = (read_secret(config) for config in made)
+    assert (one == other) == same
