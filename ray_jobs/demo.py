@@ -11,7 +11,7 @@ from ray_jobs import backfill, evaluate, jobs, serve
 from ray_jobs.config import Config
 from ray_jobs.progress import console, say
 from ray_jobs.report.terminal import summary_tables
-from ray_jobs.secret import make_secret
+from ray_jobs.secret import OF_SIMULATED_USERS, make_secret
 from ray_jobs.serving import app
 from ray_jobs.serving.client import post, requests_of
 from ray_jobs.tables import Tables
@@ -24,10 +24,10 @@ def prepare(config: Config) -> None:
     """Before Ray starts: a secret for user keys, and a token for the endpoint's replicas.
 
     Keys decide in which order rows are trained on. Simulated users have nothing to hide: theirs are
-    the same every time, and with them what comes out of a demo.
+    the same in every new folder, and with them what comes out of a demo.
     """
     if config.secret_file is not None:
-        simulated = f"simulated users {config.seed}" if config.simulate is not None else None
+        simulated = f"{OF_SIMULATED_USERS}{config.seed}" if config.simulate is not None else None
         make_secret(config.secret_file, simulated)
     os.environ.setdefault(config.serve.token_env, secrets.token_hex(32))
 

@@ -89,7 +89,7 @@ def groups_of(keys: pl.Series, protected: pl.DataFrame) -> dict[str, NDArray[np.
 
 
 def cost(network: Network, config: Config, snapshot: Snapshot) -> float:
-    """Milliseconds to score a user, from feature rows on, each text encoded anew."""
+    """Milliseconds to score a user in fp32, from feature rows on, each text encoded anew."""
     rows = snapshot.read("select")
     rows = replace(rows, frame=rows.frame.head(TIMED_ROWS))
     tokenizer = load_tokenizer(config.network.text.encoder)

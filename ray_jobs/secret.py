@@ -9,10 +9,12 @@ from ray_jobs.config import Config
 
 SECRET_ENV = "RAYCREDIT_SECRET"
 LEAST_BYTES = 16
+OF_SIMULATED_USERS = "simulated users "  # known to all
 
 
 def read_secret(config: Config) -> bytes:
-    """The secret. Raises UserError when there is none, or a short one."""
+    """The secret. Raises UserError when there is none, a short one, or one that all know."""
+    where = config.secret_file or f"environment variable {SECRET_ENV}"
     if config.secret_file is not None:
         try:
             secret = Path(config.secret_file).read_bytes().strip()
@@ -21,8 +23,9 @@ def read_secret(config: Config) -> bytes:
     else:
         secret = os.environ.get(SECRET_ENV, "").encode()
     if len(secret) < LEAST_BYTES or not _is_text(secret):
-        where = config.secret_file or f"environment variable {SECRET_ENV}"
         raise UserError(f"{where}: a secret of at least {LEAST_BYTES} bytes of text was expected")
+    if config.simulate is None and secret.startswith(OF_SIMULATED_USERS.encode()):
+        raise UserError(f"{where}: known to all, for simulated users; expected one of your own")
     return secret
 
 

@@ -1,4 +1,4 @@
-"""Tensors of a set of users, validated when made.
+"""Tensors of a set of users, validated when made on the CPU.
 
 Shapes: B rows, F tabular, C categorical, G social, S events, T texts, U distinct texts, L tokens.
 """
@@ -21,8 +21,8 @@ from models.data.stats import Scale, Stats
 # longest, so that padding is less than half of the rest, about
 EVENNESS = 0.85
 CHUNK_TOKENS = 2048  # of a chunk, at most, or one text; what is made of more leaves the cache
-# On a GPU a chunk costs the launch of every kernel, which takes as long as some padding: chunks
-# have so many places for tokens there, if there are so many
+# On a GPU a chunk costs the launch of every kernel, which takes as long as some padding:
+# neighbours are one there up to so many places for tokens
 GPU_CHUNK_PLACES = 65_536
 EVENT_AGE_SCALE = 8.0  # of the logarithm of 1 + hours
 TEXT_AGE_SCALE = 4.0  # of the logarithm of 1 + days
@@ -63,12 +63,12 @@ class Texts:
         )
 
     def merged(self, places: int) -> "Texts":
-        """The same texts in the same order; neighbouring chunks are one until it has so many
-        places for tokens, beginning with the longest texts."""
+        """The same texts in the same order; neighbouring chunks are one while it has at most so
+        many places for tokens, beginning with the longest texts."""
         groups: list[list[int]] = []
-        room = 0
+        room = length = 0
         for k in reversed(range(len(self.tokens))):
-            if room <= 0:
+            if not groups or len(self.tokens[k]) * length > room:
                 groups.append([])
                 room, length = places, self.tokens[k].shape[1]
             groups[-1].append(k)

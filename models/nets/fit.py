@@ -242,7 +242,7 @@ class Loop:
         objective = self.network.heads.objective(outputs.tasks, moved.labels_BK)
         loss = objective + self.config.alone_weight * alone
         (loss / batches).backward()
-        self.tally.add(batch, sums)
+        self.tally.add(batch, sums, moved.texts.tokens)
         return loss.item()
 
     def _fault(self, losses: Sequence[float], group: Sequence[Batch]) -> str:
@@ -276,7 +276,7 @@ class Loop:
             moved = evened(batch.to(self.device), self.network)
             with autocast(self.precision, self.device):
                 outputs = self.network(moved)
-            tally.add(batch, self.network.loss(outputs, moved)[0])
+            tally.add(batch, self.network.loss(outputs, moved)[0], moved.texts.tokens)
         return tally.over_ranks(self.device)
 
     def _finished(self, select: Tally) -> Epoch:

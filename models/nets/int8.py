@@ -60,19 +60,32 @@ def in_rows(matrix: Tensor) -> Tensor:
 
 
 def to_int8(encoder: nn.Module) -> None:
-    """Let an encoder's linear layers multiply integers, in place. Raises UserError as `check`."""
+    """Let an encoder's linear layers multiply integers, in place.
+
+    Raises UserError where it has none, and as `check`.
+    """
     check()
     for parent in list(encoder.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, Int8Linear(child))
+    if not any(isinstance(module, Int8Linear) for module in encoder.modules()):
+        raise UserError(
+            f"scoring_precision: int8: the encoder ({type(encoder).__name__}) has no linear layers"
+            "; expected one of the BERT family, or fp32"
+        )
+
+
+def exact() -> bool:
+    """Whether this processor multiplies 8-bit integers exactly: some add pairs of products in 16
+    bits, which the largest do not fit."""
+    largest = torch.full((64, 256), 127, dtype=torch.int8)
+    return bool((torch._int_mm(largest, largest.t()) == 127 * 127 * 256).all())
 
 
 def check() -> None:
-    """Raise UserError where the processor does not multiply 8-bit integers exactly: some add pairs
-    of products in 16 bits, which the largest do not fit."""
-    ones = torch.full((64, 256), 127, dtype=torch.int8)
-    if not (torch._int_mm(ones, ones.t()) == 127 * 127 * 256).all():
+    """Raise UserError where integers are not multiplied exactly."""
+    if not exact():
         raise UserError(
             "scoring_precision: int8: this processor does not multiply 8-bit integers exactly; "
             "expected one with AVX-512 VNNI, AVX-VNNI or AMX, or fp32"

@@ -3,6 +3,8 @@
 Shapes: K tasks.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,11 @@ class Tally:
     def __init__(self, tasks: int) -> None:
         self.sums = torch.zeros(2 * tasks + NUMBERS, dtype=torch.float64)
 
-    def add(self, batch: Batch, losses: Tensor) -> None:
-        """Take in a batch and the sums and counts [2, K] of its losses."""
+    def add(self, batch: Batch, losses: Tensor, chunks: Sequence[Tensor]) -> None:
+        """Take in a batch, the sums and counts [2, K] of its losses, and its texts' tokens in the
+        chunks [U, L] in which they were encoded."""
         tokens = sum(int(mask.sum()) for mask in batch.texts.masks)
-        places = sum(mask.numel() for mask in batch.texts.masks)
+        places = sum(chunk.numel() for chunk in chunks)
         numbers = torch.tensor([len(batch), tokens, places, 0, 0])
         self.sums += torch.cat([losses.detach().cpu().flatten(), numbers])
 

@@ -37,9 +37,11 @@ class Encoded:
 class Predictor:
     """A network in evaluation mode with all that turns feature rows into its inputs.
 
-    Each distinct text is encoded once and kept by its content. In int8 a text shares a chunk with
-    texts of its own length alone: beside a longer one its attention would end in other last bits,
-    some of which integers round to their neighbours.
+    Each distinct text is encoded once and kept by its content.
+
+    In int8 the network's encoder is changed in place, but for its weights. A text shares a chunk
+    with texts of its own length alone: beside a longer one its attention would end in other last
+    bits, some of which integers round to their neighbours.
     """
 
     def __init__(

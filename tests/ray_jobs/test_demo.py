@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from models.data.schema import UserError
 from ray_jobs import config as configs
 from ray_jobs import demo
 from ray_jobs.secret import read_secret
@@ -19,3 +20,11 @@ def test_keys_of_simulated_users_are_the_same_every_time_and_no_others(
         demo.prepare(config)
     one, other = (read_secret(config) for config in made)
     assert (one == other) == same
+
+
+def test_the_secret_of_simulated_users_is_none_for_others(tmp_path: Path) -> None:
+    config = configs.load("demo", [f"secret_file={tmp_path / 'secret'}"])
+    demo.prepare(config)
+    assert read_secret(config)
+    with pytest.raises(UserError, match="known to all"):
+        read_secret(config.model_copy(update={"simulate": None}))

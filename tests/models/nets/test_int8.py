@@ -11,8 +11,10 @@ from torch import nn
 
 from models.data.batch import Tokenizer, make_texts
 from models.data.schema import UserError
-from models.nets.int8 import Int8Linear, check, integers, to_int8
+from models.nets.int8 import Int8Linear, check, exact, integers, to_int8
 from models.nets.text import TextTower, load_encoder
+
+pytestmark = pytest.mark.skipif(not exact(), reason="this processor adds in too few bits")
 
 TEXTS = [" ".join(["good", "late", "money", "fast"][: 1 + n % 4] * (1 + n // 4)) for n in range(24)]
 
@@ -90,6 +92,11 @@ def test_a_text_is_the_same_beside_any_of_its_length(
         for place, text in enumerate(TEXTS):
             alone_UE = tower.encode(make_texts([text], tokenizer, 16, evenness=1.0)[0])
             assert torch.equal(alone_UE[0], together_UE[place])
+
+
+def test_an_encoder_without_linear_layers_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Sequential.* no linear layers"):
+        to_int8(nn.Sequential(nn.LayerNorm(8)))
 
 
 def test_a_processor_that_is_not_exact_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
