@@ -137,7 +137,7 @@ def _cross_fitted(config: Config, snapshot: Snapshot, storage: Path, run: str) -
             with fold_of(snapshot, number, folds, config.seed, rows) as fold:
                 seen, best, _ = _trained(config, fold, folder, name)
                 with best.as_directory() as weights:
-                    write_judged(result_of(_judge.remote(config, seen, weights)), file)
+                    write_judged(result_of(_judge_fold.remote(config, seen, weights)), file)
         for done in (folder / name, rows):  # a kill may have left them after the file was there
             shutil.rmtree(done, ignore_errors=True)
         parts.append(read_judged(file))
@@ -145,8 +145,8 @@ def _cross_fitted(config: Config, snapshot: Snapshot, storage: Path, run: str) -
 
 
 @ray.remote(num_cpus=1)
-def _judge(config: Config, snapshot: Snapshot, weights: str) -> Judged:
-    """What a network, and experts trained beside it, say of the calibrate role."""
+def _judge_fold(config: Config, snapshot: Snapshot, weights: str) -> Judged:
+    """What a network, and experts trained beside it, say of the fold that they did not see."""
     return _judged(config, snapshot, weights)[0]
 
 
