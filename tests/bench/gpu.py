@@ -33,8 +33,9 @@ from models.nets.config import FitConfig, NetworkConfig
 from models.nets.fit import Epoch, Loop
 from models.nets.network import Network
 from models.nets.text import TextTower, empty_encoder, encoder_path, freeze, load_tokenizer
+from tests.bench.parts.encoding import REVIEWS, flops
+from tests.bench.peers.texts import MAX_TOKENS
 
-REVIEWS = Path("../shared/data/womens_clothing/reviews.parquet")
 GPU = torch.device("cuda")
 GOAL = 0.4  # of the matmul rate
 SIZES: dict[str, dict[str, int]] = {  # of the architecture; MiniLM's own, and BERT base's
@@ -48,7 +49,7 @@ SIZES: dict[str, dict[str, int]] = {  # of the architecture; MiniLM's own, and B
 }
 ENCODER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 TASKS = TypeAdapter(dict[str, Task])
-MAX_TOKENS = {"own texts": 32, "reviews": 128}  # of a text: the marketplace's own are short
+LONGEST = {"own texts": 32, "reviews": MAX_TOKENS}  # of a text, in tokens
 WARM_UP, COUNTED = 5, 20  # steps
 Run = dict[str, Any]
 
@@ -120,7 +121,7 @@ def measure(folder: Path, tokens: int) -> Run:
     tokenizer = load_tokenizer(str(folder / "minilm"))
     peak = matmul_rate()
     result: Run = {"gpu": torch.cuda.get_device_name(), "matmul_tflops": peak / 1e12, "runs": {}}
-    several = {texts: batches_of(folder, tokenizer, texts, tokens) for texts in MAX_TOKENS}
+    several = {texts: batches_of(folder, tokenizer, texts, tokens) for texts in LONGEST}
     for name in SIZES:
         run = {
             f"training step, {texts}": train(folder, name, batches)
@@ -147,9 +148,8 @@ def batches_of(folder: Path, tokenizer: Tokenizer, texts: str, tokens: int) -> l
     _, stats, _, tasks = parts_of(folder)
 
     def batch(part: pl.DataFrame) -> Batch:
-        rows = part.with_columns(row=pl.int_range(pl.len(), dtype=pl.UInt32))
         labels = [f"y_{name}" for name in tasks]
-        return make_batch(Features(rows, **columns), stats, tokenizer, MAX_TOKENS[texts], labels)
+        return make_batch(Features(part, **columns), stats, tokenizer, LONGEST[texts], labels)
 
     first = batch(frame.head(1024))
     size = int(1024 * tokens / sum(lengths_of(first.texts.masks)))
@@ -203,7 +203,7 @@ def encode(folder: Path, encoder: str, tokenizer: Tokenizer) -> Run:
     model = empty_encoder(folder / encoder)
     freeze(model, 0)
     tower = TextTower(model.bfloat16(), 8, 0.0).eval().to(GPU)
-    made, _ = make_texts(texts, tokenizer, MAX_TOKENS["reviews"])
+    made, _ = make_texts(texts, tokenizer, LONGEST["reviews"])
     moved = made.to(GPU)
 
     @torch.inference_mode()
@@ -224,15 +224,6 @@ def encode(folder: Path, encoder: str, tokenizer: Tokenizer) -> Run:
 def lengths_of(masks: Iterable[Tensor]) -> list[int]:
     """How many tokens each text has of its own."""
     return [length for mask in masks for length in mask.sum(1).tolist()]
-
-
-def flops(folder: Path, lengths: Iterable[int]) -> float:
-    """Multiplications and additions of texts' own tokens in an encoder's matrix products."""
-    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    width, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    matrices = 2 * (4 * width * width + 2 * width * inner)
-    a_layer = sum(matrices * length + 4 * length * length * width for length in lengths)
-    return float(sizes["num_hidden_layers"] * a_layer)
 
 
 def matmul_rate() -> float:

@@ -32,16 +32,15 @@ from ray_jobs import jobs, snapshot
 from ray_jobs.cluster import connected
 from ray_jobs.config import load
 from ray_jobs.demo import prepare
+from tests.bench.parts.encoding import REVIEWS, flops
 from tests.bench.peers.texts import MAX_TOKENS, THREADS
 
-REVIEWS = Path("../shared/data/womens_clothing/reviews.parquet")
 OURS = "raycredit"
 OWN = [f"{OURS} {p}" for p in ("fp32", "int8", "bf16") if p != "int8" or exact()]
 GOALS = {"sentence bf16": 1.5, "onnxruntime int8": 1.0, "openvino int8": 1.0}  # times as fast
 PEERS = [*GOALS, "sentence fp32"]  # its better precision on a machine that is slow in bf16
 JOBS = ("fit", "texts")
 EPOCHS = 2
-MINILM = (6, 384)  # layers and width; a layer's matrices have 12 width² weights
 Run = dict[str, Any]
 
 
@@ -143,6 +142,7 @@ def encode(scratch: Path, peers: list[str], count: int, rounds: int) -> Run:
         peaks["bf16"].append(matmul_rate(torch.bfloat16))
         peaks["fp32"].append(matmul_rate(torch.float32))
     tokens = load_tokenizer("minilm")(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+    work = flops(Path(folder), map(len, tokens))
     seconds = {
         p: statistics.median(run["seconds"] for run in several) for p, several in runs.items()
     }
@@ -151,7 +151,7 @@ def encode(scratch: Path, peers: list[str], count: int, rounds: int) -> Run:
             peer: {"texts_per_s": count / seconds[peer], "auc": several[0]["auc"]}
             for peer, several in runs.items()
         },
-        "encoding_gflops": {p: sum(map(flops, tokens)) / seconds[p] / 1e9 for p in OWN},
+        "encoding_gflops": {p: work / seconds[p] / 1e9 for p in OWN},
         "matmul_gflops": {name: statistics.median(rates) / 1e9 for name, rates in peaks.items()},
     }
 
@@ -161,12 +161,6 @@ def worth(encoded: np.ndarray, label: np.ndarray) -> float:
     half = len(label) // 2
     probe = LogisticRegression(C=10.0, max_iter=1000).fit(encoded[:half], label[:half])
     return float(roc_auc_score(label[half:], probe.decision_function(encoded[half:])))
-
-
-def flops(ids: list[int]) -> int:
-    """Multiplications and additions of a text's own tokens in MiniLM's matrix products."""
-    layers, width = MINILM
-    return layers * (2 * 12 * width * width * len(ids) + 4 * len(ids) ** 2 * width)
 
 
 def matmul_rate(kind: torch.dtype) -> float:
