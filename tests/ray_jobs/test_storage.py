@@ -1,5 +1,7 @@
 """Parquet files are written whole, the same bytes each time, and read with every page verified."""
 
+import os
+import time
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +12,15 @@ from polars.testing import assert_frame_equal
 
 from models.data.schema import Table
 from ray_jobs import storage
-from ray_jobs.storage import digest_of, filesystem, move, partition_of, read_file, write_file
+from ray_jobs.storage import (
+    digest_of,
+    filesystem,
+    in_one_step,
+    move,
+    partition_of,
+    read_file,
+    write_file,
+)
 
 TABLE = Table(
     name="t",
@@ -93,3 +103,35 @@ def test_move_and_file_systems(tmp_path: Path) -> None:
     assert path == f"{tmp_path}/new/b"
     assert system.get_file_info(path).size == 1
     assert filesystem("s3://bucket/key?region=eu-west-1")[1] == "bucket/key"
+
+
+def test_of_two_jobs_that_make_a_folder_the_first_stays_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "made"
+    with in_one_step(folder) as ours:
+        (ours / "a").write_text("ours")
+        with in_one_step(folder) as theirs:
+            (theirs / "a").write_text("theirs")
+            (theirs / "b").write_text("theirs")
+        (ours / "b").write_text("ours")
+    assert {p.name: p.read_text() for p in folder.iterdir()} == {"a": "theirs", "b": "theirs"}
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_folder_that_failed_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), in_one_step(tmp_path / "made") as staged:
+        (staged / "a").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_job_left_goes_after_a_day(tmp_path: Path) -> None:
+    old, new = tmp_path / ".made.old", tmp_path / ".made.new"
+    for left in (old, new):
+        (left / "fit").mkdir(parents=True)
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for folder in (old / "fit", old, new):
+        os.utime(folder, (two_days_ago, two_days_ago))
+    with in_one_step(tmp_path / "made"):
+        pass
+    assert not old.exists()
+    assert new.exists()
