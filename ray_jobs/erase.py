@@ -281,7 +281,7 @@ def _clean_work(lake: Lake, work: Path, users: Users) -> int:
     """Remove the users from files under the work folder that have a `user_key`; the rows."""
     if not work.is_dir():
         return 0
-    inside = Path(lake.root)
+    inside = Path(lake.root).resolve()  # as `work` below: a link in either path hides none
     files = [str(p) for p in sorted(work.resolve().rglob("*.parquet")) if inside not in p.parents]
     units = [files[at : at + FILES_A_TASK] for at in range(0, len(files), FILES_A_TASK)]
     counts = over(units, partial(_clean_files, users), "erase from work")

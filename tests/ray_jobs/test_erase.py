@@ -228,6 +228,19 @@ def test_a_user_is_removed_everywhere_and_does_not_come_back(
     assert lake.read("identities")["user_id"].n_unique() == USERS - 1
 
 
+def test_a_lake_within_work_is_told_from_it_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    work = tmp_path / "work"
+    work.symlink_to(tmp_path / "disk")
+    lake = Lake(str(work / "lake"))
+    run(lake, marketplace(tmp_path / "raw"))
+    files = {path: path.read_bytes() for path in Path(lake.root).rglob("*.parquet")}
+    removed = erase(lake, work, ["u1"], SECRET)
+    assert removed["work"] == 0 and removed["events"] == 1
+    for path, content in files.items():  # what earlier versions hold, until a vacuum
+        assert path.read_bytes() == content
+
+
 def test_several_users_known_and_unknown(
     lake: Lake, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
