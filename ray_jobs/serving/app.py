@@ -178,17 +178,16 @@ def start(
             host=options.host, port=port, request_timeout_s=options.timeout_s + 1
         )
     )
-    application = build(config, model, graph=graph, load=load)
     replaces = APPLICATION in serve.status().applications
+    url = f"http://{_in_url(ANYWHERE.get(options.host, options.host))}:{port}"
     try:
-        serve.run(application, name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
-        cause = _cause()
+        serve.run(build(config, model, graph=graph, load=load), name=APPLICATION, route_prefix="/")
+        _wait_for(url + routes.HEALTH)
+    except (RuntimeError, UserError) as error:
+        cause = _cause() if isinstance(error, RuntimeError) else None
         if not replaces:
             stop()
         raise cause or error from error
-    url = f"http://{_in_url(ANYWHERE.get(options.host, options.host))}:{port}"
-    _wait_for(url + routes.HEALTH)
     return url
 
 

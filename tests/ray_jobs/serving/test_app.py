@@ -258,6 +258,20 @@ def test_does_not_start_without_a_secret(secrets: Path, monkeypatch: pytest.Monk
         app.start(config(secrets / "nothing"), "model/good", load=load)
 
 
+def test_an_endpoint_that_does_not_answer_is_not_left_behind(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = []
+    monkeypatch.setattr(app.serve, "start", lambda **_: None)
+    monkeypatch.setattr(app.serve, "run", lambda *_, **__: None)
+    monkeypatch.setattr(app.serve, "status", lambda: SimpleNamespace(applications={}))
+    monkeypatch.setattr(app, "ANSWERS_WITHIN_S", 0.0)
+    monkeypatch.setattr(app, "stop", lambda: stopped.append("stopped"))
+    with pytest.raises(UserError, match="no answer"):
+        app.start(config(secrets / "secret"), "model/good", load=load)
+    assert stopped == ["stopped"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serves_until_it_is_told_to_stop(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
