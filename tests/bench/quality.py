@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from models.scoring import artifact
-from models.scoring.comparison import AmountContender, BinaryContender
+from models.scoring.comparison import MODEL, AmountContender, BinaryContender
 from models.scoring.curves import Value
 from models.scoring.scorer import Scorer
+from models.scoring.stack import NETWORK
 from ray_jobs import jobs, registry
 from ray_jobs import snapshot as snapshots
 from ray_jobs.config import Config, load
@@ -280,8 +281,9 @@ def summary(name: str, runs: Runs) -> dict[str, Any]:
 
 
 def figures_of(task: Task) -> Figures:
-    """Each contender's figures on a task."""
-    return {one.name: _figures(one) for one in task.contenders}
+    """Each contender's figures on a task; the network's also where it is the model."""
+    found = {one.name: _figures(one) for one in task.contenders}
+    return found if NETWORK in found else found | {NETWORK: found[MODEL]}
 
 
 def _figures(one: BinaryContender | AmountContender) -> dict[str, float]:

@@ -8,6 +8,7 @@ import pytest
 from models.scoring.comparison import MODEL, BinaryTask, compare_binary
 from models.scoring.curves import Value
 from models.scoring.evaluation import LIKELY
+from models.scoring.stack import NETWORK
 from tests.bench.parts.contenders import with_contender
 from tests.bench.parts.goals import TUNED, Check, checks_of, mean, over_folds, withheld_checks
 
@@ -49,6 +50,16 @@ def test_a_worse_model_does_not() -> None:
 
 def test_only_a_rival_has_a_goal() -> None:
     assert by_figure(checks_of("clothing", [task_of(1, "coles")]))["auc, model − coles"].met is None
+
+
+def test_a_network_that_is_the_model_differs_by_nothing() -> None:
+    apart, other = task_of(1, NETWORK), task_of(2, NETWORK)
+    model = tuple(one for one in other.contenders if one.name == MODEL)
+    alone = other.model_copy(update={"contenders": model, "differences": ()})
+    checks = by_figure(checks_of("clothing", [apart, alone]))
+    whole = by_figure(checks_of("clothing", [apart]))
+    found, one = checks["auc, model − network"].value, whole["auc, model − network"].value
+    assert found.value == pytest.approx((one.value or 0.0) / 2)
 
 
 def test_folds_together_are_surer_than_each() -> None:
