@@ -15,13 +15,12 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from models.data.features import FeatureConfig
 from models.data.schema import UserError
-from ray_jobs import snapshot
 from ray_jobs.config import Config
 from ray_jobs.progress import say
 from ray_jobs.reporter import EPOCHS
 from ray_jobs.storage import short_digest
-from ray_jobs.tables import Tables
 from ray_jobs.trial import CONTROLLER, FAILED, RUN, TRACE, Assignment, trial
 from tuning.search import Epochs, Job
 from tuning.space import applied
@@ -45,30 +44,31 @@ class Phase(Protocol):
 
 
 class Feed(Searcher):
-    """Gives Tune the jobs of the phases, one phase after the other, and tells the phases."""
+    """Gives Tune the jobs of the phases, one phase after the other, and tells the phases.
+
+    It is asked in Tune's own loop, which trials wait for to go on: a task of Ray's would wait here
+    for the CPU of a trial that waits for it. So `snapshots` are there for all that may be asked.
+    """
 
     def __init__(
         self,
         phases: list[Phase],
         config: Config,
-        tables: Tables,
+        snapshots: Mapping[FeatureConfig, str],
         folder: Path,
         identity: str,
         protected: Path | None,
     ) -> None:
         super().__init__()
-        self.phases, self.config, self.tables = phases, config, tables
+        self.phases, self.config, self.snapshots = phases, config, snapshots
         self.folder, self.identity, self.protected = folder, identity, protected
         self.jobs: dict[str, tuple[Phase, Job]] = {}  # by Tune's id of a trial
-        self.snapshots: dict[str, str] = {}  # by the features they were made with
         self.concurrent = concurrency(config)
         self.failed: dict[str, str] = {}  # why, by Tune's id
         self.failures, self.successes, self.why = 0, 0, ""
 
     def run(self) -> None:
         """Run every job that is left."""
-        if all(phase.finished for phase in self.phases):
-            return
         # what Tune itself would write of trials stands in the study
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -145,7 +145,7 @@ class Feed(Searcher):
         config = applied(self.config, job.point | {"train.workers": self.config.tune.workers})
         return Assignment(
             config=config,
-            snapshot=self._snapshot(config),
+            snapshot=self.snapshots[config.features],
             folder=str(self._checkpoints(job)),
             protected=None if self.protected is None else str(self.protected),
             runs=tuple(job.runs),
@@ -158,12 +158,6 @@ class Feed(Searcher):
         """What a study of the same name trained at another time is not taken for this one's."""
         what = short_digest([job.point, self.identity])
         return self.folder / "checkpoints" / f"{job.key}-{what}"
-
-    def _snapshot(self, config: Config) -> str:
-        key = config.features.model_dump_json()
-        if key not in self.snapshots:
-            self.snapshots[key] = snapshot.snapshot(config, self.tables).folder
-        return self.snapshots[key]
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is the state."""
@@ -226,10 +220,10 @@ def concurrency(config: Config) -> int:
     if tuned.concurrent is not None:
         return tuned.concurrent
     held: float
-    alone = len(ray.nodes()) == 1
-    cores = min(total["CPU"], os.cpu_count() or 1) if alone else total["CPU"]
+    cpus = total.get("CPU", 0.0)  # a head may have none until its first nodes come
+    cores = min(cpus, os.cpu_count() or 1) if len(ray.nodes()) == 1 else cpus
     if tuned.workers > 1:
-        of_ray = total["CPU"] / (tuned.workers * config.train.cpus_per_worker + 1)
+        of_ray = cpus / (tuned.workers * config.train.cpus_per_worker + 1)
         held, gpus_each = min(of_ray, cores / tuned.workers), float(tuned.workers)
     else:
         held, gpus_each = cores / tuned.cpus_per_trial, tuned.gpus_per_trial

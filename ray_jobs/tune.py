@@ -5,8 +5,10 @@ from typing import Any
 
 import polars as pl
 
+from models.data.features import FeatureConfig
 from models.data.schema import UserError
 from models.nets.config import ARCHITECTURE
+from ray_jobs import snapshot
 from ray_jobs.config import Config
 from ray_jobs.feed import Feed, Phase
 from ray_jobs.progress import say
@@ -36,7 +38,9 @@ def tune(config: Config, tables: Tables) -> None:
     phases: list[Phase] = [search, Confirmation(study, space, config.tune)]
     protected = _protected(config, tables)
     try:
-        Feed(phases, config, tables, folder_of(config), short_digest(identity), protected).run()
+        if not all(phase.finished for phase in phases):
+            made = _snapshots(config, tables, space)
+            Feed(phases, config, made, folder_of(config), short_digest(identity), protected).run()
     finally:  # of a search that was cut off too, so far
         if protected is not None:
             protected.unlink()
@@ -99,6 +103,12 @@ def space_of(config: Config) -> Space:
 def folder_of(config: Config) -> Path:
     """Where a study is kept."""
     return Path(config.work).resolve() / "tuning" / config.tune.name
+
+
+def _snapshots(config: Config, tables: Tables, space: Space) -> dict[FeatureConfig, str]:
+    """The folder of a snapshot for all features that a trial may have, made if it is not there."""
+    each = [applied(config, point) for point in space.features()]
+    return {one.features: snapshot.snapshot(one, tables).folder for one in each}
 
 
 def _identity(config: Config, tables: Tables, space: Space) -> dict[str, Any]:

@@ -14,6 +14,7 @@ Objective = Literal["log_loss", "auc", "cost", "fairness_gap"]
 
 class TuneConfig(Strict):
     """One study. `space`: what is searched, None for a built-in range; left out, all of these.
+    Every combination of its features is a snapshot, made before the first trial.
 
     A trial is trained once a seed and, with `folds`, once a fold of the fit role's users (then
     it is judged on that fold instead of the select role). With `space: {}` and `trials: 1` that

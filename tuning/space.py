@@ -25,6 +25,7 @@ C = TypeVar("C", bound=BaseModel)
 # What may be searched. The rest says what is learned and judged: trials would not compare.
 SEARCHED = ("network", "train.loop", "train.resample", "features")
 BUDGET = "train.loop.epochs"  # given to every trial alike
+FEATURES = "features."  # how the keys begin that tell one snapshot from another
 
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -94,6 +95,14 @@ class Space:
             raise UserError(f"tune.space: no point of the grid is possible: {reason}")
         return list(points.values())
 
+    def features(self) -> list[Point]:
+        """Every combination of features that a point may have."""
+        ends = {path: self._values(path) for path in self.parameters if path.startswith(FEATURES)}
+        for path, values in ends.items():
+            if self.parameters[path].when:  # where it has no effect it stays as configured
+                values.append(self._configured(path))
+        return [dict(zip(ends, values, strict=True)) for values in product(*ends.values())]
+
     def impossible(self, point: Point) -> str | None:
         """Why the configuration refuses a point, if it does."""
         try:
@@ -126,6 +135,11 @@ class Space:
         if isinstance(parameter, Choice):
             return CategoricalDistribution(parameter.values)
         low, high, step = parameter.low, parameter.high, parameter.step
+        if path.startswith(FEATURES) and step is None:
+            raise UserError(
+                f"tune.space.{path}: each value is a snapshot of its own, made before the trials; "
+                "give a list of values, or a range's step"
+            )
         if float in kinds:
             return FloatDistribution(low, high, log=parameter.log, step=step)
         if int not in kinds:

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import ray
 
 from models.data.schema import UserError
 from ray_jobs import jobs, ranks, snapshot, tune
@@ -86,6 +87,16 @@ def test_a_failure_of_every_trial_is_told_once(
     assert len(ended(load_study(tune.storage_of(config), "failing"))) <= 3
 
 
+def test_features_are_searched_by_trials_that_hold_every_cpu(demo_run: Config) -> None:
+    """A trial that has ended keeps its process, and the CPUs, for the next one."""
+    all_of_it = {"concurrent": 1, "cpus_per_trial": ray.cluster_resources()["CPU"]}
+    space = {"features.max_texts": [1, 2]}
+    config = tuned(demo_run, name="features", sampler="grid", space=space, **all_of_it)
+    tune.tune(config, jobs.tables(config))
+    trials = ended(load_study(tune.storage_of(config), "features"))
+    assert {trial.params["features.max_texts"] for trial in trials} == {1, 2}
+
+
 def test_a_trial_sees_the_rows_that_a_rank_of_train_sees(demo_run: Config) -> None:
     made = snapshot.snapshot(demo_run, jobs.tables(demo_run))
     here = list(Frames(made, demo_run.train.select_rows, seed=0)("fit", 1000))
@@ -106,6 +117,7 @@ def test_a_trial_sees_the_rows_that_a_rank_of_train_sees(demo_run: Config) -> No
         ({"workers": 2}, {"CPU": 4.0}, 2),
         ({"workers": 2}, {"CPU": 1.0}, 1),
         ({"concurrent": 7}, {"CPU": 1.0}, 7),
+        ({}, {}, 1),
     ],
 )
 def test_as_many_at_a_time_as_the_cluster_holds(

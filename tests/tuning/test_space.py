@@ -105,6 +105,20 @@ def test_a_grid_has_every_possible_point_once(config: Config) -> None:
         Space({RATE: None}, config).grid()
 
 
+def test_all_features_that_a_point_may_have_are_known_before_it_is_drawn(config: Config) -> None:
+    texts, kept = "features.max_texts", "features.history.kept_texts"
+    given = {WIDTH: parsed([32, 64]), texts: parsed([1, 6]), kept: Choice(values=(16, 32))}
+    points = Space(given, config).features()
+    assert points == [{texts: t, kept: k} for t in (1, 6) for k in (16, 32)]
+    given[kept] = Choice(values=(16, 32), when={texts: (6,)})
+    space, draw = Space(given, config), random.Random(0)
+    known = {applied(config, point).features for point in space.features()}
+    assert {applied(config, space.draw(at_random(draw))).features for _ in range(50)} < known
+    assert Space({WIDTH: None}, config).features() == [{}]
+    steps = Space({texts: parsed({"low": 2, "high": 6, "step": 2})}, config)
+    assert [point[texts] for point in steps.features()] == [2, 4, 6]
+
+
 class Adapters(Strict):
     rank: int = 8
 
@@ -163,6 +177,10 @@ def test_the_names_of_a_mapping_are_free() -> None:
         ),
         ({"network.width": {"low": 8.5, "high": 64}}, "network.width: whole numbers"),
         ({"network.text.encoder": {"low": 1, "high": 2}}, "encoder: not a number"),
+        (
+            {"features.max_events": {"low": 16, "high": 128}},
+            "max_events: each value is a snapshot of its own",
+        ),
     ],
 )
 def test_bad_spaces_are_one_line(config: Config, given: dict[str, Any], message: str) -> None:
