@@ -1,6 +1,7 @@
 """One YAML, one typed tree: strict, unknown keys refused with the nearest known one."""
 
 import difflib
+import re
 import typing
 from datetime import date
 from pathlib import Path
@@ -30,6 +31,8 @@ from ray_jobs.market.world import SimulateConfig
 from tuning.config import TuneConfig
 
 BUILT_IN = Path(__file__).parent / "configs"
+# user:password@, as SQLAlchemy and Arrow take it, and what database drivers take it by
+_PASSWORD = re.compile(r"://[^:/]*:[^@]*@|[?&](password|passwd)=")
 
 
 class Profile(Strict):
@@ -146,6 +149,19 @@ class Config(Strict):
     serve: ServeConfig = ServeConfig()
     cluster: ClusterConfig = ClusterConfig()
     oracle: str | None = None  # the simulator's true probabilities; read by `evaluate` only
+
+    @model_validator(mode="after")
+    def _no_url_holds_a_password(self) -> "Config":
+        """Reports, the lake's account of runs, replicas and trials are given all of this."""
+        urls = {"lake": self.lake, "tune.storage": self.tune.storage or ""}
+        urls |= {f"sources.{name}.path": source.path for name, source in self.sources.items()}
+        for key, url in urls.items():
+            if _PASSWORD.search(url):
+                raise ValueError(
+                    f"{key}: no password in a URL, for reports show it; put it where the client "
+                    "looks for one itself, such as PGPASSWORD or AWS_SECRET_ACCESS_KEY"
+                )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Config":

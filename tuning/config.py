@@ -33,7 +33,8 @@ class TuneConfig(Strict):
     share: float = Field(default=1.0, gt=0, le=1)  # of the fit role's users, in the search
     confirm: int = Field(default=2, ge=0)  # the best trials, beside the defaults, that …
     confirm_seeds: int = Field(default=3, ge=2)  # … are trained with so many seeds, on all users
-    storage: str | None = None  # a database URL of Optuna's; default: SQLite in the work folder
+    # a database URL of Optuna's, without a password; default: SQLite in the work folder
+    storage: str | None = None
     workers: int = Field(default=1, ge=1)  # ranks of a trial; several go through Ray Train
     concurrent: int | None = Field(default=None, ge=1)  # None: as many as the cluster holds
     cpus_per_trial: float = Field(default=1.0, gt=0)

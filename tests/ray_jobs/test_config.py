@@ -60,6 +60,34 @@ def test_one_clear_line(override: str, line: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tune.storage=postgresql+psycopg2://u:hunter2@h/db",
+        "tune.storage=postgresql://u:hunter2/or@h:5432/db",
+        "tune.storage=mysql://h/db?charset=utf8&password=hunter2",
+        "sources.users.path=s3://anna:hunter2@bucket/users/*.parquet",
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_not_shown(override: str) -> None:
+    with pytest.raises(UserError, match=r"no password in a URL, .* such as PGPASSWORD") as refused:
+        load("demo", [override])
+    assert override.partition("=")[0] in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tune.storage=postgresql://u@h:5432/db?sslmode=require",
+        "tune.storage=sqlite:///a:b@c.db",
+        "sources.users.path=s3://bucket/a:b@c.parquet?region=eu-west-1",
+    ],
+)
+def test_a_url_without_a_password_is_none_with_one(override: str) -> None:
+    assert load("demo", [override])
+
+
 def test_a_mutable_profile_without_history_is_refused(tmp_path: Path) -> None:
     columns = {"user_id": "user_id", "income_declared": "income_declared"}
     sources = yaml.safe_load((BUILT_IN / "demo.yaml").read_text(encoding="utf-8"))["sources"]
