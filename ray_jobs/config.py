@@ -229,7 +229,7 @@ def load(path: str, overrides: typing.Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first(error)}") from error
+        raise UserError(f"{path}: {first_fault(error)}") from error
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -248,7 +248,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: the value is not YAML") from error
 
 
-def _first(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """The first fault as one line, an unknown key with the nearest known one."""
     fault = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in fault["loc"])

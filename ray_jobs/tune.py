@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import ValidationError
 
 from models.data.features import FeatureConfig
 from models.data.schema import UserError
 from models.nets.config import ARCHITECTURE
 from ray_jobs import snapshot
-from ray_jobs.config import Config
+from ray_jobs.config import Config, first_fault
 from ray_jobs.feed import Feed, Phase
 from ray_jobs.progress import say
 from ray_jobs.report.tuning import write_tuning_report
@@ -18,7 +19,7 @@ from ray_jobs.tables import Tables
 from ray_jobs.train import MAY_CHANGE
 from tuning.confirm import Confirmation, chosen
 from tuning.search import Search, load_study, open_study
-from tuning.space import Space, applied
+from tuning.space import Point, Space, applied
 from tuning.summary import Study, summary
 
 DATABASE = "study.db"
@@ -82,17 +83,27 @@ def checked(config: Config, name: str | None) -> Config:
 
 
 def named(config: Config, name: str | None) -> Config:
-    """The configuration with a study's name, if one is given."""
-    return config if name is None else applied(config, {"tune.name": name})
+    """The configuration with a study's name, if one is given. Raises UserError."""
+    return config if name is None else _changed(config, {"tune.name": name}, name)
 
 
 def from_study(config: Config, number: int | None) -> Config:
-    """The configuration with the values that won a study, or those of one of its trials."""
+    """The configuration with the values that won a study, or those of one of its trials.
+
+    Raises UserError, also where it does not take them: a study knows nothing of `train.sharding`.
+    """
     name = config.tune.name
     if config.tune.storage is None and not (folder_of(config) / DATABASE).exists():
         raise UserError(f"there is no study {name!r}; run `raycredit tune` first")
     study = load_study(storage_of(config), name)
-    return applied(config, chosen(study, number))
+    return _changed(config, chosen(study, number), name)
+
+
+def _changed(config: Config, point: Point, study: str) -> Config:
+    try:
+        return applied(config, point)
+    except ValidationError as error:
+        raise UserError(f"the study {study!r}: {first_fault(error)}") from error
 
 
 def space_of(config: Config) -> Space:

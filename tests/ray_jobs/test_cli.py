@@ -28,6 +28,13 @@ def test_a_bad_space_is_one_line_before_anything_starts(
     )
 
 
+def test_a_name_that_a_study_cannot_have_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "-c", "demo", "--name", "a b"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "raycredit tune: the study 'a b': tune.name: String should match pattern"
+    )
+
+
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "ray_jobs", "ingest", "-c", "nothing.yaml"]
     root = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from ray_jobs.config import Config
 from ray_jobs.feed import concurrency
 from ray_jobs.frames import Frames
 from tuning.confirm import confirmed
-from tuning.search import RUNS, ended, load_study
+from tuning.search import RUNS, Search, ended, load_study, open_study
 from tuning.space import applied
 
 RATE = "train.loop.learning_rate"
@@ -68,6 +68,26 @@ def test_train_takes_what_won_or_a_named_trial(searched: Config) -> None:
         assert named.network.width == trial.params["network.width"]
     with pytest.raises(UserError, match="there is no study 'two'"):
         tune.from_study(tune.named(searched, "two"), None)
+
+
+def test_train_refuses_what_a_study_found_and_the_configuration_does_not_take(
+    demo_config: Config, tmp_path: Path
+) -> None:
+    space = {"train.loop.frozen_epochs": [1]}
+    here = demo_config.model_copy(update={"work": str(tmp_path)})
+    config = tuned(here, name="frozen", trials=1, space=space)
+    tune.folder_of(config).mkdir(parents=True)
+    study = open_study(tune.storage_of(config), config.tune, {})
+    search = Search(study, tune.space_of(config), config.tune, epochs=1, seed=0)
+    job = search.next()
+    assert job is not None
+    search.report(job, 0, [{"log_loss": 0.5, "best": True}])
+    search.end(job)
+    assert tune.from_study(config, None).train.loop.frozen_epochs == 1
+    sharded = applied(config, {"train.sharding": "fsdp", "train.loop.frozen_epochs": 0})
+    with pytest.raises(UserError, match="study 'frozen': train: sharding: fsdp needs") as refused:
+        tune.from_study(sharded, None)
+    assert "\n" not in str(refused.value)
 
 
 def test_another_space_under_the_same_name_is_refused(searched: Config) -> None:
