@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from optuna.storages import BaseStorage, get_storage
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from models.data.features import FeatureConfig
 from models.data.schema import UserError
@@ -67,9 +69,13 @@ def told(found: Study) -> list[str]:
     return lines
 
 
-def storage_of(config: Config) -> str:
-    """The database of a study."""
-    return config.tune.storage or f"sqlite:///{folder_of(config) / DATABASE}"
+def storage_of(config: Config) -> BaseStorage:
+    """The database of a study, opened. Raises UserError."""
+    url = config.tune.storage or f"sqlite:///{folder_of(config) / DATABASE}"
+    try:
+        return get_storage(url)
+    except (SQLAlchemyError, ImportError, ValueError) as error:  # no driver; not even a port
+        raise UserError(f"tune.storage {url}: {str(error).splitlines()[0]}") from error
 
 
 def checked(config: Config, name: str | None) -> Config:

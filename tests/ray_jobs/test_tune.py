@@ -90,6 +90,23 @@ def test_train_refuses_what_a_study_found_and_the_configuration_does_not_take(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("study.db", "Could not parse SQLAlchemy URL"),
+        ("posgresql://u@h/db", "Can't load plugin"),
+        ("mssql+pymssql://u@h/db", "Failed to import DB access module"),
+        ("postgresql://u@h:prot/db", "invalid literal"),
+        ("sqlite:////no/such/folder/study.db", "unable to open database file"),
+    ],
+)
+def test_a_database_that_is_none_is_one_line(demo_config: Config, url: str, reason: str) -> None:
+    config = tuned(demo_config, storage=url)
+    with pytest.raises(UserError, match=re.escape(f"tune.storage {url}: ")) as refused:
+        tune.from_study(config, None)
+    assert reason in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_another_space_under_the_same_name_is_refused(searched: Config) -> None:
     other = tuned(searched, name="one", space={RATE: [0.001, 0.003]})
     with pytest.raises(UserError, match=f"'one' is another search: space.{RATE}"):
