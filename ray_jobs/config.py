@@ -114,6 +114,14 @@ class ServeConfig(Strict):
     timeout_s: float = Field(default=5.0, gt=0)
     cpus_per_replica: float = Field(default=0.5, gt=0)
 
+    @model_validator(mode="after")
+    def _least_and_most(self) -> "ServeConfig":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas: {self.min_replicas} is more than max_replicas {self.max_replicas}"
+            )
+        return self
+
 
 class ClusterConfig(Strict):
     """How to start Ray when there is none to join. `num_cpus` is logical."""
@@ -219,6 +227,8 @@ def load(path: str, overrides: typing.Sequence[str] = ()) -> Config:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: no such configuration file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text") from error
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
         raise UserError(f"{path}: not YAML: {line}") from error

@@ -49,6 +49,7 @@ def test_built_in_configurations_are_valid(name: str) -> None:
         ("network.loss.binary.fraud.focl=2", "focl: unknown key; the nearest is 'focal'"),
         ("train.cross_fit=5", "train.cross_fit: for split.schedule given; where roles stand"),
         ("train.loop.learning_rate=.nan", "train.loop.learning_rate: Input should be"),
+        ("serve.min_replicas=8", "serve: min_replicas: 8 is more than max_replicas 4"),
         ("noequals", "--set noequals: expected key=value"),
         ("seed.a=1", "--set seed.a=1: 'seed' is not a mapping"),
     ],
@@ -106,11 +107,16 @@ def test_roles_must_lie_an_outcome_window_apart() -> None:
 
 @pytest.mark.parametrize(
     ("content", "line"),
-    [("a: [", "not YAML"), ("[1, 2]", "a mapping of keys was expected"), (None, "no such")],
+    [
+        (b"a: [", "not YAML"),
+        (b"[1, 2]", "a mapping of keys was expected"),
+        ("lake: données".encode("latin-1"), "not UTF-8 text"),
+        (None, "no such"),
+    ],
 )
-def test_a_file_that_is_no_configuration(tmp_path: Path, content: str | None, line: str) -> None:
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes | None, line: str) -> None:
     path = tmp_path / "config.yaml"
     if content is not None:
-        path.write_text(content, encoding="utf-8")
+        path.write_bytes(content)
     with pytest.raises(UserError, match=line):
         load(str(path))
