@@ -44,7 +44,7 @@ def absolute(path: str) -> str:
 
 
 def filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URL (s3://, gs://), and the path on it.
+    """The file system of a path or URL (s3://, gs://), and the path on it. Raises UserError.
 
     Where S3 is and who asks come from the environment: AWS_ENDPOINT_URL, AWS_REGION,
     AWS_ACCESS_KEY_ID and so on, which deltalake reads as well.
@@ -53,13 +53,21 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), os.path.abspath(path)
     scheme, _, rest = path.partition("://")
     if scheme not in _STORES:
-        system, inner = fs.FileSystem.from_uri(path)
-        return system, inner
+        return _of_uri(path)
     # only the bucket is read as a URI: a key may hold a space, a bracket or a percent sign
     place, mark, options = rest.partition("?")
     bucket, _, key = place.partition("/")
-    system, root = fs.FileSystem.from_uri(f"{scheme}://{bucket}{mark}{options}")
+    system, root = _of_uri(f"{scheme}://{bucket}{mark}{options}")
     return system, f"{root}/{key}".rstrip("/")
+
+
+def _of_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    try:
+        system, inner = fs.FileSystem.from_uri(uri)
+    except pa.ArrowInvalid as error:
+        reason = one_line(error)
+        raise UserError(f"{uri}: expected a path, or an s3:// or gs:// URL ({reason})") from error
+    return system, inner
 
 
 def partition_of(path: str) -> dict[str, str]:

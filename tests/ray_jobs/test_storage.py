@@ -1,6 +1,7 @@
 """Parquet files are written whole, the same bytes each time, and read with every page verified."""
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
-from models.data.schema import Table
+from models.data.schema import Table, UserError
 from ray_jobs import storage
 from ray_jobs.storage import (
     digest_of,
@@ -135,3 +136,9 @@ def test_what_a_killed_job_left_goes_after_a_day(tmp_path: Path) -> None:
         pass
     assert not old.exists()
     assert new.exists()
+
+
+@pytest.mark.parametrize("url", ["az://c/lake", "s3://bucket?regoin=x", "s3://buc ket/x"])
+def test_a_url_of_no_known_store_is_one_line(url: str) -> None:
+    with pytest.raises(UserError, match=f"{re.escape(url[:12])}.*: expected a path, or an s3://"):
+        filesystem(url)
