@@ -276,13 +276,13 @@ def _json_rows(file: SourceFile) -> Iterator[_Chunk]:
                 record = decode(line)
             except (ValueError, RecursionError):
                 bad.append((number, "not JSON"))
-                continue
-            if not isinstance(record, dict):
-                bad.append((number, "not a JSON object"))
-                continue
-            rows.append({name: _as_text(value) for name, value in record.items()})
-            numbers.append(number)
-            if len(rows) == _CHUNK_ROWS:
+            else:
+                if isinstance(record, dict):
+                    rows.append({name: _as_text(value) for name, value in record.items()})
+                    numbers.append(number)
+                else:
+                    bad.append((number, "not a JSON object"))
+            if len(rows) + len(bad) == _CHUNK_ROWS:
                 yield _columns(rows), numbers, bad
                 rows, numbers, bad = [], [], []
         yield _columns(rows), numbers, bad

@@ -185,6 +185,15 @@ def test_json_lines_in_gzip_and_in_batches(tmp_path: Path, monkeypatch: pytest.M
         read(path)
 
 
+def test_bad_lines_come_in_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BATCH_ROWS", 5)
+    monkeypatch.setattr(files, "_CHUNK_ROWS", 2)
+    path = written(tmp_path, "a.jsonl", "not json\n[1]\n" * 5 + '{"id": 1}\n')
+    parts = [batch for part in slices(only(path)) for batch in batches(part, None)]
+    assert [len(batch.bad) for batch in parts] == [4, 4, 2]
+    assert read(path)[:2] == ([("1",)], [11])
+
+
 def test_parquet_in_slices_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
     pl.DataFrame({"id": range(25), "n": range(25)}).write_parquet(path, row_group_size=5)
