@@ -94,8 +94,11 @@ def snapshot(config: Config, tables: Tables) -> Snapshot:
 
 
 def load(folder: Path) -> Snapshot:
-    """Read a snapshot's manifest."""
-    text = (folder / MANIFEST).read_text(encoding="utf-8")
+    """Read a snapshot's manifest. Raises UserError where there is none."""
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no snapshot {folder}: removed, or of another `work`") from error
     return Snapshot.model_validate_json(text).model_copy(update={"folder": str(folder)})
 
 

@@ -46,6 +46,11 @@ def test_snapshot_balances_and_is_made_once(demo_run: Config, tables: Tables) ->
         assert made.read(role).frame.height == account[role] > 0
 
 
+def test_a_snapshot_that_was_removed_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"no snapshot {tmp_path}/gone: removed, or of another"):
+        snapshot.load(tmp_path / "gone")
+
+
 def test_no_row_of_a_role_lies_in_another_roles_time(demo_run: Config, tables: Tables) -> None:
     made = snapshot.snapshot(demo_run, tables)
     for role in ROLES:
