@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import ray
 import ray.data
 
+from models.data.schema import UserError
 from ray_jobs.config import ClusterConfig
 from ray_jobs.progress import console
 
@@ -32,13 +33,19 @@ def connected(config: ClusterConfig) -> Iterator[None]:
 
 
 def start(config: ClusterConfig) -> None:
-    """Connect this process to Ray."""
+    """Connect this process to Ray. Raises UserError."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"RAY_ADDRESS {address} takes jobs: `ray job submit -- python -m ray_jobs …`, or unset "
+            "RAY_ADDRESS to start Ray here"
+        )
     _quieten()
     # how often a run of ranks is looked at; the default makes a short run twice as long
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     # actors beside tasks are meant here: without this Ray warns of the eighth worker process
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "6")
-    if os.environ.get("RAY_ADDRESS"):
+    if address:
         ray.init(logging_level=logging.WARNING)
         return
     # a task has one CPU: with a thread a core in each, tasks of Polars would crowd each other out

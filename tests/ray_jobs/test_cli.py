@@ -35,6 +35,15 @@ def test_a_name_that_a_study_cannot_have_is_one_line(capsys: pytest.CaptureFixtu
     )
 
 
+def test_where_jobs_are_submitted_is_no_cluster_to_join(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # by another test
+    assert main(["simulate", "-c", "demo"]) == 2
+    assert "RAY_ADDRESS http://127.0.0.1:8265 takes jobs: `ray job" in capsys.readouterr().err
+
+
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "ray_jobs", "ingest", "-c", "nothing.yaml"]
     root = Path(__file__).parents[2]
