@@ -60,6 +60,14 @@ def start(config: ClusterConfig) -> None:
     )
 
 
+def on_gpus(asked: bool | None) -> bool:
+    """Whether trainings take GPUs: as asked, else where the cluster has some at this moment.
+
+    Those of nodes that an autoscaler is yet to start it does not see.
+    """
+    return ray.cluster_resources().get("GPU", 0) > 0 if asked is None else asked
+
+
 def _quieten() -> None:
     """Bars of Ray's own in a terminal; in a log, only the lines that the jobs say themselves."""
     ray.data.DataContext.get_current().enable_progress_bars = console.is_terminal

@@ -55,7 +55,7 @@ class TrainConfig(Strict):
 
     workers: int | tuple[int, int] = 2  # [least, most]: as many as the cluster has room for
     sharding: Literal["ddp", "fsdp"] = "ddp"  # fsdp: for an encoder that is too large for a GPU
-    gpu: bool | None = None  # None: where the cluster has GPUs
+    gpu: bool | None = None  # of pretrain and tune too; None: where the cluster has some by then
     cpus_per_worker: float = Field(default=0.5, gt=0)  # 1 each would starve Ray Data on 2 cores
     max_failures: int = Field(default=2, ge=0)
     select_rows: int = Field(default=4000, ge=1)  # of the select role, scored after each epoch

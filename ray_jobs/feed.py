@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from models.data.features import FeatureConfig
 from models.data.schema import UserError
+from ray_jobs.cluster import on_gpus
 from ray_jobs.config import Config
 from ray_jobs.progress import say
 from ray_jobs.reporter import EPOCHS
@@ -227,8 +228,8 @@ def concurrency(config: Config) -> int:
         held, gpus_each = min(of_ray, cores / tuned.workers), float(tuned.workers)
     else:
         held, gpus_each = cores / tuned.cpus_per_trial, tuned.gpus_per_trial
-    if "GPU" in total:
-        held = min(held, total["GPU"] / gpus_each)
+    if on_gpus(config.train.gpu):
+        held = min(held, total.get("GPU", 0.0) / gpus_each)
     return max(1, math.floor(held))
 
 
@@ -236,5 +237,5 @@ def _resources(config: Config) -> dict[str, float]:
     """What the process of a trial holds; one whose ranks are apart holds next to nothing."""
     if config.tune.workers > 1:
         return {"CPU": TINY}
-    gpu = config.tune.gpus_per_trial if "GPU" in ray.cluster_resources() else 0
+    gpu = config.tune.gpus_per_trial if on_gpus(config.train.gpu) else 0
     return {"CPU": config.tune.cpus_per_trial, "GPU": gpu}

@@ -30,6 +30,7 @@ from models.data.tasks import midnight
 from models.nets.pretrain_events import TowerSpec, pretrain_events, save_tower
 from models.nets.pretrain_text import KEY, pretrain_text
 from models.nets.text import load_tokenizer
+from ray_jobs.cluster import on_gpus
 from ray_jobs.config import Config
 from ray_jobs.parallel import over, result_of
 from ray_jobs.progress import say, watched
@@ -188,10 +189,9 @@ def _made(
 
 
 def _trained(part: str, train: Train, config: Config, staged: Path) -> list[float]:
-    """Run the training in a task, on a GPU where the cluster has one; each epoch's loss."""
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    """Run the training in a task, on a GPU as `train.gpu` says; each epoch's loss."""
     with watched(f"pretrain {part}") as board:
-        task = _run.options(num_gpus=gpus)
+        task = _run.options(num_gpus=int(on_gpus(config.train.gpu)))
         return result_of(task.remote(train, config, staged, board))
 
 

@@ -25,6 +25,7 @@ from ray.train.v2.api.result import Result
 from models.data.schema import UserError
 from models.data.tasks import Role
 from models.nets.fit import unwrapped
+from ray_jobs.cluster import on_gpus
 from ray_jobs.config import Config
 from ray_jobs.rank import Rank
 from ray_jobs.reporter import SCORE, Reporter
@@ -56,9 +57,7 @@ def trainer(
 
     A rank has so many threads, or its share of its node's cores.
     """
-    gpu = config.train.gpu
-    if gpu is None:
-        gpu = ray.cluster_resources().get("GPU", 0) > 0
+    gpu = on_gpus(config.train.gpu)
     told = config, snapshot, str(folder.resolve() / run), board, threads
     return TorchTrainer(
         partial(_rank, *told),  # type: ignore[arg-type]  # what rank 0 returns is handed on

@@ -38,7 +38,7 @@ class TuneConfig(Strict):
     workers: int = Field(default=1, ge=1)  # ranks of a trial; several go through Ray Train
     concurrent: int | None = Field(default=None, ge=1)  # None: as many as the cluster holds
     cpus_per_trial: float = Field(default=1.0, gt=0)
-    gpus_per_trial: float = Field(default=1.0, gt=0)  # where the cluster has GPUs; 0.5: two share
+    gpus_per_trial: float = Field(default=1.0, gt=0)  # where trainings take GPUs; 0.5: two share
     max_failures: int = Field(default=2, ge=0)  # of a trial's process or node
     give_up_after: int = Field(default=3, ge=1)  # so many trials failed, and none succeeded
 

@@ -10,6 +10,7 @@ import ray
 
 from models.data.schema import UserError
 from ray_jobs import jobs, ranks, snapshot, tune
+from ray_jobs.cluster import on_gpus
 from ray_jobs.config import Config
 from ray_jobs.feed import concurrency
 from ray_jobs.frames import Frames
@@ -168,3 +169,14 @@ def test_as_many_at_a_time_as_the_cluster_holds(
     monkeypatch.setattr("ray.nodes", lambda: [{}, {}])
     alone = {"concurrent": None, "cpus_per_trial": 1.0, "share": 1.0}
     assert concurrency(tuned(demo_config, **(alone | keys))) == trials
+
+
+@pytest.mark.parametrize(
+    ("asked", "total", "gpus"),
+    [(None, {"GPU": 1.0}, True), (None, {}, False), (True, {}, True), (False, {"GPU": 1.0}, False)],
+)
+def test_gpus_that_are_not_there_yet_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: bool | None, total: dict[str, float], gpus: bool
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: total)
+    assert on_gpus(asked) is gpus
