@@ -34,7 +34,7 @@ from ray_jobs.storage import in_one_step, short_digest
 from ray_jobs.tables import Tables
 
 MANIFEST = "snapshot.json"
-FORMAT = 2  # of what a snapshot holds: one of another number is made anew
+FORMAT = 3  # of what a snapshot holds: one of another number is made anew
 ROWS_TOGETHER = 40_000  # whose features are made at one time, in one task
 SUMMARIES = "summaries"  # of the fit role, until they are merged
 

@@ -24,10 +24,14 @@ TAIL = 0.005  # scores are those of the quantiles clipped to [TAIL, 1 − TAIL]:
 
 
 class Scale(Strict):
-    """A monotone map of a column to about a standard normal: knots, and the score at each."""
+    """A monotone map of a column to about a standard normal: knots, and the score at each.
+
+    `median`: the score of the fit role's median; None where nothing was known.
+    """
 
     knots: tuple[float, ...]
     scores: tuple[float, ...]
+    median: float | None
 
     def apply(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores by linear interpolation, flat beyond the ends; NaN stays NaN."""
@@ -176,14 +180,15 @@ def fit_scale(values: pl.Series) -> Scale:
 def scale_of(sketch: Sketch) -> Scale:
     """Knots at the quantiles of the known values; tied quantiles share their mean score."""
     if sketch.n == 0:
-        return Scale(knots=(), scores=())
+        return Scale(knots=(), scores=(), median=None)
     at = np.linspace(0.0, 1.0, QUANTILES)
     scores = ndtri(np.clip(at, TAIL, 1 - TAIL))
     knots, which = np.unique(sketch.quantiles(at), return_inverse=True)
     if len(knots) == 1:
-        return Scale(knots=(), scores=())
+        return Scale(knots=(), scores=(), median=0.0)
     mean = np.bincount(which, weights=scores) / np.bincount(which)
-    return Scale(knots=tuple(knots.tolist()), scores=tuple(mean.tolist()))
+    median = float(mean[which[QUANTILES // 2]])
+    return Scale(knots=tuple(knots.tolist()), scores=tuple(mean.tolist()), median=median)
 
 
 def fit_target(name: str, task: Task, labels: pl.Series) -> Target:

@@ -43,7 +43,7 @@ MANIFEST = "manifest.json"
 MODEL = "model.json"
 WEIGHTS = "model.safetensors"
 EXPERTS = "experts"
-FILES = 1  # raised when the files hold something else
+FILES = 2  # raised when the files hold something else
 FORMAT = FILES + ARCHITECTURE  # both only rise, so this does; another one is refused
 
 

@@ -1,9 +1,10 @@
 """Reason codes: which part of what is known of a user raises the estimated risk the most.
 
 Each group of inputs is replaced in turn — a modality is withheld, a group of tabular columns is
-set to the fit role's median — and the rise in log odds of the final probability of default that
-its real value brings is its effect (occlusion against a reference; Covert, Lundberg and Lee 2021,
-"Explaining by removing"). Only the tabular tower, the fusion and the experts are run again.
+set to the fit role's median (missing where it knew nothing) — and the rise in log odds of the final
+probability of default that its real value brings is its effect (occlusion against a reference;
+Covert, Lundberg and Lee 2021, "Explaining by removing"). Only the tabular tower, the fusion and the
+experts are run again.
 
 Shapes: B rows, M modalities, D width, F tabular columns, R reasons, N rows of all reasons.
 """
@@ -21,7 +22,6 @@ from torch import Tensor
 from models.data.features import tabular_columns
 from models.data.vocabulary import Vocabulary
 from models.nets.fusion import MODALITIES
-from models.nets.network import Network
 from models.scoring.expert import Experts, Seen
 from models.scoring.predict import Encoded, Predictor
 
@@ -115,7 +115,8 @@ def effects(
         vectors_BMD, known_BM = encoded.vectors_BMD, encoded.known_BM
         if reason.columns:
             vectors_BMD = vectors_BMD.clone()
-            vectors_BMD[:, MODALITIES.index("tabular")] = _tabular_without(network, encoded, reason)
+            tabular_BD = _tabular_without(predictor, encoded, reason)
+            vectors_BMD[:, MODALITIES.index("tabular")] = tabular_BD
         else:
             known_BM = known_BM.clone()
             known_BM[:, MODALITIES.index(reason.code)] = False
@@ -126,12 +127,15 @@ def effects(
     return actual_B[:, None] - np.stack(without, axis=1)
 
 
-def _tabular_without(network: Network, encoded: Encoded, reason: Reason) -> Tensor:
+def _tabular_without(predictor: Predictor, encoded: Encoded, reason: Reason) -> Tensor:
     """[B, D] of the tabular tower, with the reason's columns at the fit role's median."""
     columns, batch = list(reason.columns), encoded.batch
+    scales = list(predictor.stats.tabular.values())
+    medians = [scales[k].median for k in columns]
     tabular_BF, missing_BF = batch.tabular_BF.clone(), batch.missing_BF.clone()
-    tabular_BF[:, columns], missing_BF[:, columns] = 0.0, 0.0
-    vector_BD: Tensor = network.tabular(
+    tabular_BF[:, columns] = torch.tensor([median or 0.0 for median in medians])
+    missing_BF[:, columns] = torch.tensor([float(median is None) for median in medians])
+    vector_BD: Tensor = predictor.network.tabular(
         replace(batch, tabular_BF=tabular_BF, missing_BF=missing_BF)
     )[0]
     return vector_BD

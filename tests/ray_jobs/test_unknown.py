@@ -24,7 +24,7 @@ def snapshot(tmp_path: Path) -> Snapshot:
             if half:
                 frame = pl.DataFrame({"texts": half}, schema={"texts": pl.List(pl.String)})
                 frame.write_parquet(tmp_path / role / f"bucket-{bucket:04d}.parquet")
-    nothing = Scale(knots=(), scores=())
+    nothing = Scale(knots=(), scores=(), median=None)
     vocabulary = Vocabulary(event_types=("buy",))
     stats = Stats(vocabulary=vocabulary, tabular={}, social={}, amount=nothing, targets={})
     return Snapshot(

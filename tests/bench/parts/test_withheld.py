@@ -69,7 +69,7 @@ def test_mirrored_turns_the_order_and_keeps_the_rest() -> None:
 
 def test_without_tabular_leaves_the_order_only() -> None:
     rows = [[VIEW, TOPUP, CASH_OUT, 1], [], [1, 1]]
-    fitted = {"n": Scale(knots=(0.0, 10.0), scores=(-1.0, 1.0))}
+    fitted = {"n": Scale(knots=(0.0, 10.0), scores=(-1.0, 1.0), median=0.0)}
     frame = without_tabular(features_of(rows), VOCABULARY, fitted).frame
     assert frame["events_type"].to_list() == [[VIEW, TOPUP, CASH_OUT, VIEW], [], [VIEW, VIEW]]
     assert frame["events_amount"].to_list() == [[None, 1, 2, None], [], [None, None]]

@@ -71,10 +71,17 @@ def test_ties_share_the_mean_of_their_scores() -> None:
     assert scores[1] == pytest.approx(2.576, abs=0.001)
 
 
+@given(st.lists(st.integers(0, 3), min_size=1))
+def test_a_median_keeps_its_score_where_it_is_tied(drawn: list[int]) -> None:
+    scale = fit_scale(pl.Series(drawn, dtype=pl.Float64))
+    assert scale.median == scale.apply(np.array([np.median(drawn)]))[0]
+
+
 @pytest.mark.parametrize("values", [(), (None, None), (3.0,), (3.0, 3.0, None)])
 def test_nothing_to_tell_apart_scores_zero(values: tuple[float | None, ...]) -> None:
     scale = fit_scale(numbers(*values))
-    assert scale == Scale(knots=(), scores=())
+    known = any(value is not None for value in values)
+    assert scale == Scale(knots=(), scores=(), median=0.0 if known else None)
     scores = scale.apply(np.array([np.nan, 3.0, 4.0]))
     assert np.isnan(scores[0]) and scores[1:].tolist() == [0.0, 0.0]
 

@@ -48,7 +48,7 @@ def sign(folder: Path) -> None:
         for name in files(folder)
         if name != "manifest.json"
     }
-    content = json.dumps({"format": 3, "files": hashes}, indent=1, sort_keys=True)
+    content = json.dumps({"format": 4, "files": hashes}, indent=1, sort_keys=True)
     (folder / "manifest.json").write_text(content, encoding="utf-8")
 
 
@@ -177,10 +177,10 @@ def test_an_added_file_is_named(model: Path, name: str) -> None:
         "[]",
         "null",
         '"text"',
-        '{"format": 3}',
+        '{"format": 4}',
         '{"files": {}}',
-        '{"format": 3, "files": [1, 2]}',
-        '{"format": 3, "files": null}',
+        '{"format": 4, "files": [1, 2]}',
+        '{"format": 4, "files": null}',
         "\udcff",
     ],
 )
@@ -197,8 +197,8 @@ def test_what_is_no_model_is_said_to_be_none(tmp_path: Path, saved: Path) -> Non
 
 def test_another_format_is_named(model: Path) -> None:
     manifest = json.loads((model / "manifest.json").read_text(encoding="utf-8"))
-    (model / "manifest.json").write_text(json.dumps(manifest | {"format": 1}), encoding="utf-8")
-    assert refusal(model) == f"{model}: format 1; expected 3"
+    (model / "manifest.json").write_text(json.dumps(manifest | {"format": 3}), encoding="utf-8")
+    assert refusal(model) == f"{model}: format 3; expected 4"
 
 
 def another_field(folder: Path) -> None:

@@ -107,23 +107,22 @@ def test_each_source_alone_is_calibrated_by_itself(
     assert scorer.alone(known).is_empty()
 
 
-def test_a_reason_is_a_part_of_the_final_log_odds(stacked: Scorer, known: Features) -> None:
+@pytest.mark.parametrize("code", ["profile", "event:late"])
+def test_a_reason_is_a_part_of_the_final_log_odds(
+    stacked: Scorer, known: Features, code: str
+) -> None:
     """A row whose columns of a reason are at the median already has no effect of it; moving them
-    there changes the final log odds by just that effect."""
+    there changes the final log odds by just that effect, also where the median is tied."""
     trees = stacked.experts["lightgbm"]
     assert isinstance(trees, TreeExpert)
-    reason = next(r for r in stacked._reasons if r.code == "profile")
-    (column,) = (known.tabular[k] for k in reason.columns)
-    median = trees.medians[reason.columns[0]]
-    at_median = replace(known, frame=known.frame.with_columns(pl.lit(median).alias(column)))
+    reason = next(r for r in stacked._reasons if r.code == code)
+    medians = [pl.lit(trees.medians[k]).alias(known.tabular[k]) for k in reason.columns]
+    at_median = replace(known, frame=known.frame.with_columns(medians))
     before, after = (stacked.score_features(f) for f in (known, at_median))
     rise = logit(probability(before)) - logit(probability(after))
-    told = [
-        {r["code"]: r["effect"] for r in reasons}.get("profile") for reasons in before["reasons"]
-    ]
+    told = [{r["code"]: r["effect"] for r in reasons}.get(code) for reasons in before["reasons"]]
     assert any(told)
-    # the network's median is a score of 0, the trees' the value itself: alike but for ties
     for effect, moved in zip(told, rise, strict=True):
         if effect is not None:
-            assert effect == pytest.approx(moved, abs=1e-3)
-    assert not any("profile" in [r["code"] for r in reasons] for reasons in after["reasons"])
+            assert effect == pytest.approx(moved, abs=1e-5)
+    assert not any(code in [r["code"] for r in reasons] for reasons in after["reasons"])
