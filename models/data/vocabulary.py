@@ -12,6 +12,7 @@ from models.data.strict import Strict
 
 PAD = 0
 UNKNOWN = 1  # a value not seen in training; known ones follow
+FIRST_LEVEL = 1  # the most frequent of a profile column; what is not known is 0
 
 
 class Vocabulary(Strict):
@@ -37,7 +38,7 @@ class Vocabulary(Strict):
 
     def level_codes(self, column: str, values: pl.Series) -> NDArray[np.int64]:
         """Codes ≥ 1 of the known levels of a profile column, 0 of the rest."""
-        return _codes(values, self.levels.get(column, ()), 1, 0)
+        return _codes(values, self.levels.get(column, ()), FIRST_LEVEL, 0)
 
 
 def _codes(values: pl.Series, known: Sequence[str], first: int, other: int) -> NDArray[np.int64]:

@@ -10,8 +10,9 @@ from models.data.tasks import Kind
 
 FloatArray = NDArray[np.float64]
 
-# A part of what is known of a user: a modality whole, or places of tabular columns.
-Part = tuple[str, tuple[int, ...]]
+# A part of what is known of a user: a modality whole, or places of tabular columns and places of
+# categorical ones.
+Part = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
 def labels_of(frame: pl.DataFrame, task: str, kind: Kind) -> FloatArray:

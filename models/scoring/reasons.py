@@ -1,12 +1,13 @@
 """Reason codes: which part of what is known of a user raises the estimated risk the most.
 
 Each group of inputs is replaced in turn — a modality is withheld, a group of tabular columns is
-set to the fit role's median (missing where it knew nothing) — and the rise in log odds of the final
-probability of default that its real value brings is its effect (occlusion against a reference;
-Covert, Lundberg and Lee 2021, "Explaining by removing"). Only the tabular tower, the fusion and the
-experts are run again.
+set to the fit role's median (missing where it knew nothing), categorical ones to the most frequent
+level — and the rise in log odds of the final probability of default that its real value brings is
+its effect (occlusion against a reference; Covert, Lundberg and Lee 2021, "Explaining by removing").
+Only the tabular tower, the fusion and the experts are run again.
 
-Shapes: B rows, M modalities, D width, F tabular columns, R reasons, N rows of all reasons.
+Shapes: B rows, M modalities, D width, F tabular and C categorical columns, R reasons, N rows of all
+reasons.
 """
 
 import re
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data.features import tabular_columns
-from models.data.vocabulary import Vocabulary
+from models.data.vocabulary import FIRST_LEVEL, Vocabulary
 from models.nets.fusion import MODALITIES
 from models.scoring.expert import Experts, Seen
 from models.scoring.predict import Encoded, Predictor
@@ -50,11 +51,13 @@ GENERAL = {
 
 @dataclass(frozen=True)
 class Reason:
-    """`columns`: the tabular columns it stands for; none for a modality."""
+    """`columns`, `categories`: the places of the tabular and of the categorical columns that it
+    stands for; none for a modality."""
 
     code: str
     text: str
     columns: tuple[int, ...] = ()
+    categories: tuple[int, ...] = ()
 
 
 def reasons_of(vocabulary: Vocabulary) -> tuple[Reason, ...]:
@@ -62,7 +65,15 @@ def reasons_of(vocabulary: Vocabulary) -> tuple[Reason, ...]:
     groups: dict[str, list[int]] = {}
     for index, column in enumerate(tabular_columns(vocabulary)):
         groups.setdefault(_group(column, vocabulary), []).append(index)
-    tabular = [Reason(code, _text(code), tuple(columns)) for code, columns in groups.items()]
+    levels = tuple(
+        k for k, column in enumerate(vocabulary.categorical) if vocabulary.levels.get(column)
+    )
+    if levels:
+        groups.setdefault("profile", [])
+    tabular = [
+        Reason(code, _text(code), tuple(columns), levels if code == "profile" else ())
+        for code, columns in groups.items()
+    ]
     modalities = [Reason(code, text) for code, text in MODALITY_REASONS.items()]
     return (*modalities, *tabular)
 
@@ -113,7 +124,7 @@ def effects(
     outputs = [network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks[task]]
     for reason in reasons:
         vectors_BMD, known_BM = encoded.vectors_BMD, encoded.known_BM
-        if reason.columns:
+        if reason.code not in MODALITY_REASONS:
             vectors_BMD = vectors_BMD.clone()
             tabular_BD = _tabular_without(predictor, encoded, reason)
             vectors_BMD[:, MODALITIES.index("tabular")] = tabular_BD
@@ -121,23 +132,27 @@ def effects(
             known_BM = known_BM.clone()
             known_BM[:, MODALITIES.index(reason.code)] = False
         outputs.append(network.fuse(vectors_BMD, known_BM).tasks[task])
-    parts = [(reason.code, reason.columns) for reason in reasons]
+    parts = [(reason.code, reason.columns, reason.categories) for reason in reasons]
     without_each = {source: one.without(seen[source], parts) for source, one in experts.items()}
     actual_B, *without = np.split(log_odds(task, torch.cat(outputs), without_each), len(outputs))
     return actual_B[:, None] - np.stack(without, axis=1)
 
 
 def _tabular_without(predictor: Predictor, encoded: Encoded, reason: Reason) -> Tensor:
-    """[B, D] of the tabular tower, with the reason's columns at the fit role's median."""
+    """[B, D] of the tabular tower, with the reason's columns at the fit role's median, and at the
+    most frequent level."""
     columns, batch = list(reason.columns), encoded.batch
     scales = list(predictor.stats.tabular.values())
     medians = [scales[k].median for k in columns]
     tabular_BF, missing_BF = batch.tabular_BF.clone(), batch.missing_BF.clone()
     tabular_BF[:, columns] = torch.tensor([median or 0.0 for median in medians])
     missing_BF[:, columns] = torch.tensor([float(median is None) for median in medians])
-    vector_BD: Tensor = predictor.network.tabular(
-        replace(batch, tabular_BF=tabular_BF, missing_BF=missing_BF)
-    )[0]
+    categorical_BC = batch.categorical_BC.clone()
+    categorical_BC[:, list(reason.categories)] = FIRST_LEVEL
+    median = replace(
+        batch, tabular_BF=tabular_BF, missing_BF=missing_BF, categorical_BC=categorical_BC
+    )
+    vector_BD: Tensor = predictor.network.tabular(median)[0]
     return vector_BD
 
 

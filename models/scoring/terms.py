@@ -201,7 +201,7 @@ class TermExpert:
     def without(self, rows: csr_matrix, parts: Sequence[Part]) -> csr_matrix:
         """As `Expert.without`: of a user who wrote nothing there is no term."""
         nothing = csr_matrix(rows.shape, dtype=rows.dtype)
-        return vstack([rows, *(nothing if name == "text" else rows for name, _ in parts)], "csr")
+        return vstack([rows, *(nothing if name == "text" else rows for name, _, _ in parts)], "csr")
 
     def write(self, folder: Path, tasks: Sequence[str]) -> None:
         """As one file."""

@@ -17,6 +17,7 @@ from models.data.features import Features
 from models.data.schema import UserError
 from models.data.strict import Strict
 from models.data.tasks import Kind, Task
+from models.data.vocabulary import FIRST_LEVEL
 from models.scoring.config import Resampling
 from models.scoring.parts import Part, with_outcome
 from models.scoring.resample import log_odds_shift, resampled
@@ -175,14 +176,15 @@ class TreeExpert:
         return self.trees[task].raw(rows)
 
     def without(self, rows: Matrix, parts: Sequence[Part]) -> Matrix:
-        """As `Expert.without`: columns at their medians; ties that are not known are null."""
+        """As `Expert.without`: columns at their medians, categorical ones at their most frequent
+        level; ties that are not known are null."""
         medians = np.array(self.medians, dtype=np.float32)
         blocks = [rows]
-        for modality, columns in parts:
+        for code, columns, categories in parts:
             block = rows.copy()
-            if columns:
-                block[:, list(columns)] = medians[list(columns)]
-            elif modality == "social":
+            block[:, list(columns)] = medians[list(columns)]
+            block[:, [self.columns.codes[k] for k in categories]] = FIRST_LEVEL
+            if code == "social":
                 block[:, list(self.columns.ties)] = np.nan
             blocks.append(block)
         return np.concatenate(blocks)

@@ -1,6 +1,6 @@
 """Reason codes: every column stands behind one, what is ignored has none."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,17 +42,25 @@ VOCABULARIES = st.builds(
     Vocabulary,
     event_types=st.lists(NAMES, min_size=1, max_size=6, unique=True).map(tuple),
     numeric=st.sampled_from([(), ("income",), ("income", "age")]),
+    categorical=st.just(("never known", "region", "plan")),
+    levels=st.sampled_from(
+        [{}, {"never known": (), "region": ("north",), "plan": ("free", "paid")}]
+    ),
 )
 
 
 @given(VOCABULARIES)
-def test_every_tabular_column_stands_behind_exactly_one_reason(vocabulary: Vocabulary) -> None:
+def test_every_column_stands_behind_exactly_one_reason(vocabulary: Vocabulary) -> None:
+    """But for the profile columns of which no level is known: there is nothing to tell."""
     reasons = reasons_of(vocabulary)
     covered = sorted(column for reason in reasons for column in reason.columns)
     assert covered == list(range(len(tabular_columns(vocabulary))))
+    told = [(r.code, r.categories) for r in reasons if r.categories]
+    assert told == ([("profile", (1, 2))] if vocabulary.levels else [])
     codes = [reason.code for reason in reasons]
     assert len(set(codes)) == len(codes)
-    assert [r.code for r in reasons if not r.columns] == list(MODALITY_REASONS)
+    none = [r.code for r in reasons if not r.columns and not r.categories]
+    assert none == list(MODALITY_REASONS)
 
 
 @given(VOCABULARIES)
@@ -65,7 +73,7 @@ def test_an_event_types_columns_are_its_own_whatever_its_name(vocabulary: Vocabu
         assert by_code[f"event:{name}"] == windows | trends
     known = {*GENERAL, *MODALITY_REASONS, *(f"event:{n}" for n in vocabulary.event_types)}
     assert set(by_code) <= known
-    assert ("profile" in by_code) == bool(vocabulary.numeric)
+    assert ("profile" in by_code) == bool(vocabulary.numeric or vocabulary.levels)
 
 
 def test_general_columns_are_where_a_reader_looks_for_them() -> None:
@@ -166,11 +174,17 @@ def test_an_effect_is_what_the_real_inputs_add_to_the_log_odds(
     assert np.abs(effect_BR).max() > 1e-4
 
 
-def at_median(known: Features, columns: Iterable[int]) -> Features:
-    """The rows with some columns at the fit role's median; null where it knew nothing."""
-    names = [known.tabular[k] for k in columns]
+def at_median(known: Features, reason: Reason, vocabulary: Vocabulary) -> Features:
+    """The rows with a reason's columns at the fit role's median, null where it knew nothing, and
+    at the most frequent level."""
+    names = [known.tabular[k] for k in reason.columns]
     medians = [pl.lit(known.frame[c].median(), dtype=pl.Float64).alias(c) for c in names]
-    return replace(known, frame=known.frame.with_columns(medians))
+    words = {c: pl.Series(vocabulary.levels[c][:1]) for c in vocabulary.categorical}
+    codes = {c: vocabulary.level_codes(c, word)[0] for c, word in words.items()}
+    levels = [
+        pl.lit(codes[known.categorical[k]]).alias(known.categorical[k]) for k in reason.categories
+    ]
+    return replace(known, frame=known.frame.with_columns(*medians, *levels))
 
 
 def test_columns_are_compared_with_the_median_user(
@@ -179,13 +193,34 @@ def test_columns_are_compared_with_the_median_user(
     """Most are tied at their median, which is then no score of 0; some were never known."""
     one, network = encoded(predictor, known), predictor.network
     for reason in reasons_of(vocabulary)[len(MODALITY_REASONS) :]:
-        median = encoded(predictor, at_median(known, reason.columns))
+        median = encoded(predictor, at_median(known, reason, vocabulary))
         with torch.inference_mode():
             rise_B = network(one.batch).tasks["default"] - network(median.batch).tasks["default"]
         effect_BR = effects(predictor, one, "default", (reason,), raw, {}, {})
         assert np.allclose(effect_BR[:, 0], rise_B.numpy(), atol=1e-6), reason.code
         none_BR = effects(predictor, median, "default", (reason,), raw, {}, {})
         assert np.abs(none_BR).max() < 1e-6, reason.code
+
+
+def test_a_level_can_be_a_reason(
+    predictor: Predictor, known: Features, vocabulary: Vocabulary
+) -> None:
+    """Of a network that sees nothing of the profile but one category."""
+    reason = next(r for r in reasons_of(vocabulary) if r.code == "profile")
+    ignore_columns(predictor.network, reason.columns)
+    region_B = known.frame["region"].to_numpy()
+    effect_B = effects(
+        predictor,
+        encoded(predictor, replace(known, frame=known.frame.with_columns(plan=pl.lit(1)))),
+        "default",
+        (reason,),
+        raw,
+        {},
+        {},
+    )[:, 0]
+    assert set(region_B) == {0, 1, 2, 3}
+    assert np.abs(effect_B[region_B == 1]).max() < 1e-6
+    assert np.abs(effect_B[region_B != 1]).min() > 1e-5
 
 
 def test_the_expert_sees_the_replacement_that_the_network_sees(
@@ -220,6 +255,7 @@ def test_the_expert_sees_the_replacement_that_the_network_sees(
         for column in reason.columns:
             median = known.frame[known.tabular[column]].median()
             without[:, column] = np.nan if median is None else median
+        without[:, [expert.columns.codes[c] for c in reason.categories]] = 1
         assert np.array_equal(effect_BR[:, k], trees.raw(x_BC) - trees.raw(without)), reason.code
     codes = [reason.code for reason in reasons]
     assert np.abs(effect_BR[:, codes.index("social")]).max() > 0.1

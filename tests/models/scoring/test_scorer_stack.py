@@ -117,7 +117,8 @@ def test_a_reason_is_a_part_of_the_final_log_odds(
     assert isinstance(trees, TreeExpert)
     reason = next(r for r in stacked._reasons if r.code == code)
     medians = [pl.lit(trees.medians[k]).alias(known.tabular[k]) for k in reason.columns]
-    at_median = replace(known, frame=known.frame.with_columns(medians))
+    levels = [pl.lit(1).alias(known.categorical[k]) for k in reason.categories]
+    at_median = replace(known, frame=known.frame.with_columns(*medians, *levels))
     before, after = (stacked.score_features(f) for f in (known, at_median))
     rise = logit(probability(before)) - logit(probability(after))
     told = [{r["code"]: r["effect"] for r in reasons}.get(code) for reasons in before["reasons"]]

@@ -99,7 +99,7 @@ def test_what_is_read_is_what_was_written(expert: TermExpert, tmp_path: Path) ->
 
 def test_without_texts_is_who_never_wrote(expert: TermExpert) -> None:
     test = world(3)
-    x = expert.without(expert.read(test), [("text", ()), ("social", ()), ("event:pay", (1,))])
+    x = expert.without(expert.read(test), [("text", (), ()), ("social", (), ()), ("pay", (1,), ())])
     actual, no_text, *others = np.split(expert.raw("default", x), 4)
     silent = test.with_columns(texts=pl.lit([], dtype=pl.List(pl.String)))
     np.testing.assert_array_equal(no_text, expert.raw("default", expert.read(silent)))

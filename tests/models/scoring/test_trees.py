@@ -114,6 +114,21 @@ def test_an_expert_has_trees_of_each_task_that_can_be_judged(
     assert median["proposed_amount"] is None
 
 
+def test_without_a_part_its_columns_are_typical(rows: Features, tasks: dict[str, Task]) -> None:
+    expert = fit_tree_expert(rows, rows, tasks, seed=1)
+    x = expert.read(rows.frame)[:5]
+    income, region = (expert.columns.names.index(name) for name in ("income", "region"))
+    actual, profile, social = np.split(
+        expert.without(x, [("profile", (income,), (0,)), ("social", (), ())]), 3
+    )
+    np.testing.assert_array_equal(actual, x)
+    assert (profile[:, income] == np.float32(expert.medians[income])).all()
+    assert (profile[:, region] == 1).all()  # the first of the vocabulary's levels
+    assert np.isnan(social[:, expert.columns.ties]).all()
+    for one, own in ((profile, [income, region]), (social, list(expert.columns.ties))):
+        np.testing.assert_array_equal(np.delete(one, own, axis=1), np.delete(x, own, axis=1))
+
+
 def test_what_is_read_is_what_was_written(
     rows: Features, tasks: dict[str, Task], tmp_path: Path
 ) -> None:
