@@ -82,9 +82,12 @@ def choose(kind: Kind, values: Values, y_N: FloatArray, seed: int) -> tuple[bool
 
     The loss is that of the likelihood; the network stays alone unless it is behind by more than
     one standard error of the paired difference (the one-standard-error rule, as for the family of
-    a calibrator). With too few rows to tell, it stays alone.
+    a calibrator). With too few rows to tell, it stays alone: of a probability each fold needs both
+    outcomes, of an amount one above 0.
     """
-    if len(values) == 1 or min(np.count_nonzero(y_N), np.count_nonzero(y_N == 0)) < FOLDS:
+    some, none = np.count_nonzero(y_N), np.count_nonzero(y_N == 0)
+    enough = (some if kind == "amount" else min(some, none)) >= FOLDS
+    if len(values) == 1 or not enough:
         return False, {}
     fold = stratified_folds((y_N > 0).astype(np.float64), FOLDS, np.random.default_rng(seed))
     x_SN = _stacked(kind, values)

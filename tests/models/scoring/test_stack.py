@@ -65,6 +65,18 @@ def test_with_few_outcomes_the_network_stays_alone() -> None:
     assert choose("binary", {NETWORK: values[NETWORK]}, y, seed=1) == (False, {})
 
 
+@pytest.mark.parametrize("zeros", [0, 1, 4])
+def test_amounts_need_no_zeros_to_be_stacked(zeros: int) -> None:
+    values, y = world("amount", 0.1, 0.1)
+    bought = y > 0
+    own = {source: value[bought] for source, value in values.items()}
+    y = np.where(np.arange(bought.sum()) < zeros, 0.0, y[bought])
+    better, loss = choose("amount", own, y, seed=1)
+    assert better and loss["stack"] < loss["network"]
+    rare = np.where(np.arange(len(y)) < 4, 20.0, 0.0)
+    assert choose("amount", own, rare, seed=1) == (False, {})
+
+
 def test_nobody_knows_anything() -> None:
     rng = np.random.default_rng(1)
     y = (rng.random(N) < 0.5).astype(float)
