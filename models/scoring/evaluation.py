@@ -181,10 +181,14 @@ def _sources(scored: pl.DataFrame, task: str, model: FloatArray) -> dict[str, Fl
 def cuts_of(
     task: str, roles: Roles, scorecard: ScorecardConfig, policy: PolicyConfig
 ) -> tuple[Cut, ...]:
-    """The policy's thresholds of a task as probabilities; 0.5 where the policy has none."""
+    """The policy's thresholds of a task as probabilities; 0.5 where the policy has none.
+
+    A threshold of 0 is none: scores are clipped there, so that nobody's lies below.
+    """
     if task == roles.pd:
         named = (("declined", policy.decline_below), ("not approved", policy.approve_at))
-        return tuple(Cut(name, _pd_at(score, scorecard), score) for name, score in named)
+        cuts = tuple(Cut(name, _pd_at(score, scorecard), score) for name, score in named if score)
+        return cuts or (LIKELY,)
     if task == roles.fraud:
         return (
             Cut("declined as fraud", policy.fraud_decline_at),

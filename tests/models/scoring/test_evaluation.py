@@ -219,6 +219,20 @@ def test_a_stack_is_shown_with_its_parts(given: dict[str, Any]) -> None:
     assert default["network"].mean_predicted == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(("decline", "approve"), [(0, 0), (0, 60), (0, 100), (100, 100)])
+def test_where_scores_are_clipped_cuts_are_the_policy_too(decline: float, approve: float) -> None:
+    policy = PolicyConfig(decline_below=decline, approve_at=approve)
+    p = np.r_[0.0, 1e-9, np.linspace(0.001, 0.999, 200), 1 - 1e-9, 1.0]
+    points, nothing = score(p, SCORECARD), np.full(len(p), np.nan)
+    action = decide(points, grade(p, SCORECARD), p, nothing, nothing, policy).action
+    cuts = {cut.name: cut for cut in cuts_of("default", ROLES, SCORECARD, policy)}
+    by_policy = {"declined": action == "decline", "not approved": action != "approve"}
+    for name, flagged in by_policy.items():
+        found = p >= cuts[name].probability if name in cuts else np.zeros(len(p), dtype=bool)
+        np.testing.assert_array_equal(found, flagged)
+    assert cuts  # contenders are compared at the first
+
+
 def test_cuts_are_the_policy(given: dict[str, Any]) -> None:
     """A probability is flagged exactly where the policy's score threshold is missed."""
     declined, not_approved = cuts_of("default", ROLES, SCORECARD, POLICY)
