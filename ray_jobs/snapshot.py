@@ -124,7 +124,7 @@ class _Bucket:
 
     def __call__(self, bucket: int) -> dict[str, int]:
         events = self.tables.events(bucket)
-        labels = self.tables.read("labels", bucket)
+        labels = self.tables.labels(bucket)
         rows = training_rows(events, labels, self.config.split)
         history = self.tables.history(bucket, events, self.graph_dates)
         counts = Counter(dict.fromkeys(("rows", "without_events", *ROLES), 0))

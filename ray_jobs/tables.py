@@ -7,7 +7,9 @@ from datetime import datetime
 import polars as pl
 
 from models.data.buckets import buckets
+from models.data.clean import dedupe
 from models.data.history import History, no_events
+from models.data.schema import LABELS
 from ray_jobs.lake import Lake
 
 
@@ -32,6 +34,12 @@ class Tables:
         if "events" not in self.versions:
             return no_events()
         return self.lake.events(bucket, self.versions)
+
+    def labels(self, bucket: int) -> pl.DataFrame | None:
+        """A bucket's labels, each once: of those that differ, in two periods or sources, the one
+        that was known first counts. None where the ingest left no such table."""
+        labels = self.read("labels", bucket)
+        return None if labels is None else dedupe(labels, LABELS)[0]
 
     def graph(self, date: datetime, bucket: int | None = None) -> pl.DataFrame | None:
         """The graph snapshot of a month's start, or None where the lake has no edges."""
