@@ -20,7 +20,14 @@ import pyarrow.parquet as pq
 
 from models.data.features import Features, check_profile, features
 from models.data.history import History, no_events, view
-from models.data.rows import check_dates, label_columns, number, only_eligible, training_rows
+from models.data.rows import (
+    check_dates,
+    check_matured,
+    label_columns,
+    number,
+    only_eligible,
+    training_rows,
+)
 from models.data.schema import UserError
 from models.data.stats import Stats, Summary, merged, stats_of
 from models.data.strict import Strict
@@ -71,7 +78,8 @@ class Snapshot(Strict):
 def snapshot(config: Config, tables: Tables) -> Snapshot:
     """Write the snapshot that the configuration and the lake's last ingest determine.
 
-    Raises UserError for dates beyond the sources' watermark, and for a task with no label.
+    Raises UserError for dates beyond the sources' watermark, for a task with no label, and for
+    labels that matured late.
     """
     check_dates(config.split, config.tasks, complete_until(config))
     folder = Path(config.work) / "snapshots" / _identity(config, tables.versions)
@@ -126,6 +134,7 @@ class _Bucket:
         events = self.tables.events(bucket)
         labels = self.tables.labels(bucket)
         rows = training_rows(events, labels, self.config.split)
+        check_matured(rows, labels, self.config.split, self.config.tasks)
         history = self.tables.history(bucket, events, self.graph_dates)
         counts = Counter(dict.fromkeys(("rows", "without_events", *ROLES), 0))
         summaries = []

@@ -1,5 +1,6 @@
 """Which rows there are: users as of times, their roles and their labels."""
 
+import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
@@ -80,6 +81,26 @@ def label_columns(
             )
             result = result.with_columns(joined[f"y_{name}"])
     return result.select("row", *(f"y_{name}" for name in tasks))
+
+
+def check_matured(
+    rows: pl.DataFrame, labels: pl.DataFrame | None, split: Split, tasks: Mapping[str, Task]
+) -> None:
+    """Refuse labels of these rows that matured after their task's window: roles that stand in time
+    order lie this far apart. Raises UserError."""
+    if labels is None or split.schedule == "given":
+        return
+    used = labels.join(rows, on=["user_key", "as_of"], how="semi")
+    for name, task in tasks.items():
+        took = pl.col("matured_at") - pl.col("as_of")
+        late = used.filter(pl.col("task") == name, took > task.window)
+        if task.expression is None and late.height:
+            as_of, matured = late.sort(took).select("as_of", "matured_at").row(-1)
+            days = math.ceil((matured - as_of) / timedelta(days=1))
+            raise UserError(
+                f"tasks.{name}: a label as of {as_of:%Y-%m-%d} matured on {matured:%Y-%m-%d}, when "
+                f"a later role may have begun; expected tasks.{name}.window of at least {days} days"
+            )
 
 
 def _labels_of(task: str, labels: pl.DataFrame | None) -> pl.DataFrame:

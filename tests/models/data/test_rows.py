@@ -9,6 +9,7 @@ from models.data.features import FeatureConfig, features
 from models.data.history import History, view
 from models.data.rows import (
     check_dates,
+    check_matured,
     label_columns,
     number,
     only_eligible,
@@ -141,6 +142,41 @@ def test_labels_of_both_kinds_lie_beside_their_rows(
 def test_a_task_without_expression_needs_labels(make_events: Make, make_rows: Make) -> None:
     with pytest.raises(UserError, match=r"tasks\.fraud: has no expression"):
         label_columns(make_rows([(1, on(5))]), make_events([]), None, {"fraud": BINARY})
+
+
+@pytest.mark.parametrize("schedule", ["month", "labels"])
+def test_labels_that_matured_after_the_window_are_refused(
+    make_events: Make, make_labels: Make, schedule: str
+) -> None:
+    """A later role may have begun by then; of labels without a role or task no matter."""
+    split, tasks = split_by(schedule), {"default": BINARY, "n": COUNT}
+    events = make_events([{"event_time": on(1) - TICK}])
+
+    def check(**label: object) -> None:
+        labels = make_labels([{"as_of": on(2), "value": 1.0, **label}])
+        check_matured(training_rows(events, labels, split), labels, split, tasks)
+
+    late = on(2) + 180 * DAY
+    check(matured_at=on(2) + 30 * DAY)
+    check(matured_at=late, as_of=on(3))
+    check(matured_at=late, task="n")
+    check(matured_at=late, task="other")
+    with pytest.raises(UserError) as refused:
+        check(matured_at=late - TICK)
+    assert str(refused.value) == (
+        "tasks.default: a label as of 2024-02-01 matured on 2024-07-29, when a later role may have "
+        "begun; expected tasks.default.window of at least 180 days"
+    )
+    check_matured(training_rows(events, None, split), None, split, tasks)
+
+
+def test_labels_of_given_roles_may_mature_at_any_time(make_events: Make, make_labels: Make) -> None:
+    split = Split.model_validate({"schedule": "given", "as_of": "2024-02-01"})
+    label = {"as_of": on(2), "value": 1.0, "matured_at": on(12), "period": "fit"}
+    labels = make_labels([label])
+    rows = training_rows(make_events([]), labels, split)
+    assert rows.height == 1
+    check_matured(rows, labels, split, {"default": BINARY})
 
 
 def test_eligible_is_a_condition_over_the_features(make_events: Make, make_rows: Make) -> None:
