@@ -71,7 +71,10 @@ def label_columns(
     labels: pl.DataFrame | None,
     tasks: Mapping[str, Task],
 ) -> pl.DataFrame:
-    """(row, `y_<task>` float64 …): the outcome of each row, null where it is not known."""
+    """(row, `y_<task>` float64 …): the outcome of each row, null where it is not known.
+
+    Raises UserError for an outcome of a binary task that is neither 0 nor 1.
+    """
     result = outcomes(rows, events, tasks)
     for name, task in tasks.items():
         if task.expression is None:
@@ -80,7 +83,18 @@ def label_columns(
                 own, on=["user_key", "as_of"], how="left", maintain_order="left"
             )
             result = result.with_columns(joined[f"y_{name}"])
+        if task.kind == "binary":
+            _check_zero_or_one(name, task, result[f"y_{name}"])
     return result.select("row", *(f"y_{name}" for name in tasks))
+
+
+def _check_zero_or_one(name: str, task: Task, values: pl.Series) -> None:
+    odd = values.filter(~values.is_in([0.0, 1.0]))
+    if odd.len():
+        where, hint = f"tasks.{name}", "0 or 1"
+        if task.expression is not None:
+            where, hint = f"{where}.expression {task.expression!r}", "a condition, such as … > 0"
+        raise UserError(f"{where}: {odd[0]:g} is no outcome of a binary task; expected {hint}")
 
 
 def check_matured(

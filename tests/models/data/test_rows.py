@@ -144,6 +144,28 @@ def test_a_task_without_expression_needs_labels(make_events: Make, make_rows: Ma
         label_columns(make_rows([(1, on(5))]), make_events([]), None, {"fraud": BINARY})
 
 
+def test_a_binary_task_has_the_outcomes_0_and_1(
+    make_events: Make, make_labels: Make, make_rows: Make
+) -> None:
+    rows, events = make_rows([(1, on(5)), (2, on(5))]), make_events([{"event_time": on(5)}] * 2)
+    buys = "COUNT(*) FILTER (WHERE event_type = 'buy')"
+    some = Task(kind="binary", expression=f"{buys} > 0")
+    assert label_columns(rows, events, None, {"buys": some})["y_buys"].to_list() == [1.0, 0.0]
+    with pytest.raises(UserError) as refused:
+        label_columns(rows, events, None, {"buys": Task(kind="binary", expression=buys)})
+    assert str(refused.value) == (
+        f"tasks.buys.expression {buys!r}: 2 is no outcome of a binary task; expected a condition, "
+        "such as … > 0"
+    )
+    labels = make_labels([{"as_of": on(5), "value": -1.0}])
+    with pytest.raises(
+        UserError, match=r"^tasks\.default: -1 is no .* binary task; expected 0 or 1$"
+    ):
+        label_columns(rows, events, labels, {"default": BINARY})
+    amount = Task(kind="amount")
+    assert label_columns(rows, events, labels, {"default": amount})["y_default"][0] == -1.0
+
+
 @pytest.mark.parametrize("schedule", ["month", "labels"])
 def test_labels_that_matured_after_the_window_are_refused(
     make_events: Make, make_labels: Make, schedule: str
