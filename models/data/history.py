@@ -143,7 +143,7 @@ def view(history: History, rows: pl.DataFrame, config: HistoryConfig) -> View:
         texts=texts.drop("event_id"),
         daily=daily,
         lifetime=lifetime,
-        profile=None if history.profiles is None else _profile(history.profiles, rows),
+        profile=None if history.profiles is None else profile_as_of(history.profiles, rows),
         social=None if history.social is None else _social(history.social, rows),
     )
 
@@ -276,20 +276,24 @@ def _mark_saturated(
     return rows.with_columns(saturated=pl.col("row").is_in(full.implode()))
 
 
-def _profile(profiles: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """The profile valid and available as of each row; the latest `valid_from` counts."""
+def profile_as_of(profiles: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The profile valid and available as of each row (row, user_key, as_of).
+
+    Of each source the latest `valid_from` counts; where several tell a column, the latest of them.
+    """
+    apart = ("user_key", "as_of", "valid_from", "available_at", "source", "period", "bucket")
+    columns = [c for c in profiles.columns if c not in apart]
+    source = [c for c in ("source",) if c in profiles.columns]  # a request's is a source by itself
     known = (
         rows.select("row", "user_key", "as_of")
         .join(profiles, on="user_key")
         .filter(pl.col("valid_from") <= pl.col("as_of"), pl.col("available_at") <= pl.col("as_of"))
-        .sort("row", "valid_from", "available_at")
-        .unique("row", keep="last")
+        .sort("row", "valid_from", "available_at", *source)
+        .unique(["row", *source], keep="last", maintain_order=True)
+        .group_by("row")
+        .agg(pl.col(columns).drop_nulls().last())
     )
-    apart = ("user_key", "as_of", "valid_from", "available_at", "source", "period", "bucket")
-    columns = [c for c in profiles.columns if c not in apart]
-    return rows.select("row").join(
-        known.select("row", *columns), on="row", how="left", maintain_order="left"
-    )
+    return rows.select("row").join(known, on="row", how="left", maintain_order="left")
 
 
 def _social(social: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

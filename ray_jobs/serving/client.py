@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from models.data.history import profile_as_of
+from models.data.rows import rows_as_of
 from ray_jobs.serving.api import MAX_EVENTS
 
 
@@ -21,8 +23,8 @@ def requests_of(
     known = events.filter(pl.col("event_time") < as_of, pl.col("available_at") <= as_of)
     past = None
     if profiles is not None:
-        valid = (pl.col("valid_from") <= as_of) & (pl.col("available_at") <= as_of)
-        past = profiles.filter(valid).sort("valid_from").unique("user_key", keep="last")
+        rows = rows_as_of(pl.Series(list(users), dtype=pl.Int64), as_of)
+        past = rows.join(profile_as_of(profiles, rows), on="row").drop("row", "as_of")
     for key, user_id in users.items():
         own = known.filter(pl.col("user_key") == key).sort("event_time", "event_id")
         body: dict[str, Any] = {
@@ -69,8 +71,5 @@ def _local(time: datetime, offset_min: int) -> str:
 
 
 def _profile(rows: pl.DataFrame) -> dict[str, Any]:
-    apart = ("user_key", "valid_from", "available_at", "source", "period", "bucket")
-    if rows.is_empty():
-        return {}
-    row = rows.drop(apart, strict=False).row(0, named=True)
+    row = rows.drop("user_key").row(0, named=True)
     return {name: value for name, value in row.items() if value is not None}

@@ -336,25 +336,6 @@ def test_no_row_may_lie_before_the_baseline(make_rows: Make) -> None:
         extend_baseline(build_baseline(no_events(), MONTH, KEEP), no_events(), START, KEEP)
 
 
-def test_the_profile_is_the_one_valid_and_known_as_of(make_rows: Make) -> None:
-    month = timedelta(days=31)
-    known = [
-        (1, START, START, 10.0),
-        (1, START + month, START + month, 20.0),
-        (1, START + 2 * month, START + 3 * month, 30.0),  # known a month late
-        (2, START + 5 * month, START, 99.0),  # announced, not yet valid
-    ]
-    names = ["user_key", "valid_from", "available_at", "income"]
-    times = {c: pl.Datetime("us", "UTC") for c in names[1:3]}
-    profiles = pl.DataFrame(known, schema=names, orient="row", schema_overrides=times)
-    as_ofs = [START - DAY, START, START + month, START + 2 * month, START + 3 * month]
-    rows = make_rows([(1, t) for t in as_ofs] + [(2, MONTH), (3, MONTH)])
-    for order in (profiles, profiles.reverse()):
-        seen = view(History(no_events(), profiles=order), rows, KEEP).profile
-        assert seen is not None and seen.columns == ["row", "income"]
-        assert seen["income"].to_list() == [None, 10.0, 20.0, 20.0, 30.0, None, None]
-
-
 def test_ties_are_those_of_the_month_start(make_rows: Make) -> None:
     dates = [START, START + 31 * DAY, MONTH]
     social = pl.DataFrame(
