@@ -199,6 +199,13 @@ class Config(Strict):
             )
         if not any(source.table == "events" for source in self.sources.values()):
             raise ValueError("sources: at least one must map to the events table")
+        stated = {s.currency.upper(): name for name, s in self.sources.items() if s.currency}
+        if len(stated) > 1:
+            (one, first), (other, second) = list(stated.items())[:2]
+            raise ValueError(
+                f"sources.{second}.currency: {other}, but sources.{first} has {one}; amounts are "
+                "added up: expected one currency, with the others converted in columns.amount"
+            )
         for name, source in self.sources.items():
             declared = {
                 "users": (*self.profile.numeric, *self.profile.categorical),

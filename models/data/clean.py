@@ -273,7 +273,7 @@ def each_once(events: pl.DataFrame) -> pl.DataFrame:
     """Events of any number of files, in order of user, time and id, each once.
 
     An event that a source's files bring in two periods counts once. Raises UserError when two
-    sources give one id to different events of a user.
+    sources give one id to different events of a user, and for amounts in two currencies.
     """
     once, _ = dedupe(events, EVENTS, (*EVENTS.key, "source"))
     shared = once.filter(pl.struct(EVENTS.key).is_duplicated())
@@ -283,7 +283,19 @@ def each_once(events: pl.DataFrame) -> pl.DataFrame:
             f"sources {names} give the same event_id to different events of a user; map an "
             "event_id that names its source, or none"
         )
+    _check_currency(once)
     return once.sort(EVENTS.sort)
+
+
+def _check_currency(events: pl.DataFrame) -> None:
+    amounts = events.lazy().filter(pl.col("amount").is_not_null())
+    sources = amounts.group_by("currency").agg(pl.col("source").min()).sort("currency").collect()
+    if sources.height > 1:
+        (one, first), (other, second) = sources.rows()[:2]
+        raise UserError(
+            f"amounts in {one} (source {first}) and in {other} (source {second}), which would be "
+            "added up; expected one currency: convert the others in columns.amount"
+        )
 
 
 def conform(frame: pl.DataFrame, table: Table, extra: tuple[str, ...] = ()) -> pl.DataFrame:

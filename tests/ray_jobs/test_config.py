@@ -99,6 +99,17 @@ def test_a_mutable_profile_without_history_is_refused(tmp_path: Path) -> None:
     assert load(changed(tmp_path, sources=sources)).sources["users"].immutable
 
 
+def test_sources_in_two_currencies_are_refused(tmp_path: Path) -> None:
+    sources = yaml.safe_load((BUILT_IN / "demo.yaml").read_text(encoding="utf-8"))["sources"]
+    sources["shop"] = {**sources["events"], "currency": "cny"}
+    assert len(load(changed(tmp_path, sources=sources)).sources) == 6
+    sources["shop"]["currency"] = "USD"
+    with pytest.raises(
+        UserError, match=r"sources\.shop\.currency: USD, but sources\.events has CNY"
+    ):
+        load(changed(tmp_path, sources=sources))
+
+
 def test_roles_must_lie_an_outcome_window_apart() -> None:
     config = load("demo", ["split.select.first=2024-05-15", "split.select.last=2024-05-15"])
     with pytest.raises(UserError, match=r"split\.select\.first 2024-05-15: must lie at least one"):

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from models.data import keys
-from models.data.clean import ERASED, Cleaned, Cleaner, conform, dedupe
+from models.data.clean import ERASED, Cleaned, Cleaner, conform, dedupe, each_once
 from models.data.mapping import resolve
 from models.data.schema import (
     EDGES,
@@ -21,6 +22,7 @@ from models.data.schema import (
     LABELS,
     REJECTED,
     Table,
+    UserError,
     empty,
     protected_table,
     users_table,
@@ -321,6 +323,24 @@ def test_dedupe_keeps_one_row_a_key_in_any_order(rows: list[Any], random: Any) -
     split = len(rows) // 2
     parts = [dedupe(table(part), EVENTS)[0] for part in (rows[:split], rows[split:])]
     assert_frame_equal(dedupe(pl.concat(parts), EVENTS)[0], once, check_row_order=False)
+
+
+def test_amounts_of_two_currencies_are_refused_when_events_are_read() -> None:
+    """Each row's own was a column that nobody looked at; without an amount it does not matter."""
+
+    def table(*rows: tuple[str, str, int | None]) -> pl.DataFrame:
+        frame = pl.DataFrame(rows, schema=["source", "currency", "amount"], orient="row")
+        return conform(frame.with_row_index("event_id").with_columns(user_key=pl.lit(1)), EVENTS)
+
+    one = [("shop", "EUR", 1), ("bank", "EUR", None), ("bank", "USD", None)]
+    assert each_once(table(*one)).height == 3
+    assert each_once(table()).height == 0
+    with pytest.raises(UserError) as refused:
+        each_once(table(("shop", "USD", 2), *one))
+    assert str(refused.value) == (
+        "amounts in EUR (source shop) and in USD (source shop), which would be added up; expected "
+        "one currency: convert the others in columns.amount"
+    )
 
 
 def test_online_retail(shared_data: Path) -> None:
