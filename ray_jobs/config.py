@@ -11,12 +11,13 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from models.data.buckets import MOST
-from models.data.features import FeatureConfig
+from models.data.features import FeatureConfig, check_profile
 from models.data.resample import ResampleConfig
-from models.data.schema import UserError
-from models.data.source import Source
+from models.data.schema import UserError, protected_table
+from models.data.source import MAPPABLE, Source
 from models.data.strict import Strict
 from models.data.tasks import Roles, Split, Task, check_binary
+from models.data.vocabulary import Vocabulary
 from models.nets.config import (
     EventPretraining,
     FitConfig,
@@ -24,6 +25,7 @@ from models.nets.config import (
     ScoringPrecision,
     TextPretraining,
 )
+from models.scoring.answer import check_tasks
 from models.scoring.config import StackConfig
 from models.scoring.policy import PolicyConfig
 from models.scoring.scorecard import ScorecardConfig
@@ -169,6 +171,19 @@ class Config(Strict):
                     f"{key}: no password in a URL, for reports show it; put it where the client "
                     "looks for one itself, such as PGPASSWORD or AWS_SECRET_ACCESS_KEY"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "Config":
+        check_tasks(self.tasks)
+        profile = self.profile
+        check_profile(
+            Vocabulary(event_types=(), numeric=profile.numeric, categorical=profile.categorical)
+        )
+        for place, name in enumerate(profile.protected):
+            others = protected_table(profile.protected[:place]).schema.names
+            if name in (*MAPPABLE["protected"], *others):
+                raise ValueError(f"profile.protected: {name!r} is the name of another column")
         return self
 
     @model_validator(mode="after")

@@ -18,8 +18,8 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
-from models.data.features import Features, check_profile, features
-from models.data.history import History, no_events, view
+from models.data.features import Features, check_profile, features, nobody
+from models.data.history import History, view
 from models.data.rows import (
     check_dates,
     check_matured,
@@ -256,9 +256,9 @@ def _fit(
     account: dict[str, int],
 ) -> Snapshot:
     """The stats of the merged summaries; the manifest. One summary is read at a time."""
-    nobody = _nobody(vocabulary, config)
+    none = nobody(vocabulary, config.features)
     files = sorted((staged / SUMMARIES).iterdir())
-    summary = merged(Summary.from_frame(pl.read_parquet(f), nobody, config.tasks) for f in files)
+    summary = merged(Summary.from_frame(pl.read_parquet(f), none, config.tasks) for f in files)
     if summary is None:
         raise UserError(
             f"split.fit {config.split.fit.first} … {config.split.fit.last}: no user has an event "
@@ -270,21 +270,12 @@ def _fit(
         folder=str(staged),
         versions=versions,
         stats=stats_of(vocabulary, summary, config.tasks),
-        tabular=nobody.tabular,
-        categorical=nobody.categorical,
-        social=nobody.social,
+        tabular=none.tabular,
+        categorical=none.categorical,
+        social=none.social,
         rows={role: account[role] for role in ROLES},
         account=account,
     )
-
-
-def _nobody(vocabulary: Vocabulary, config: Config) -> Features:
-    """Features of no rows: which columns are tabular, categorical and social."""
-    nobody = pl.DataFrame(
-        schema={"row": pl.UInt32, "user_key": pl.Int64, "as_of": pl.Datetime("us", "UTC")}
-    )
-    seen = view(History(no_events()), nobody, config.features.history)
-    return features(seen, vocabulary, config.features)
 
 
 def _identity(config: Config, versions: dict[str, int]) -> str:

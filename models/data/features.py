@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.data.graph import MAX_TIES, MEASURES, social_columns
-from models.data.history import HistoryConfig, View, local_weekday
-from models.data.schema import UserError
+from models.data.history import (
+    History,
+    HistoryConfig,
+    View,
+    local_weekday,
+    no_events,
+    view,
+)
+from models.data.rows import ROW_COLUMNS, ROW_TYPE, TIME
+from models.data.schema import UserError, users_table
+from models.data.source import MAPPABLE
 from models.data.strict import Strict
 from models.data.visible import local_hour
 from models.data.vocabulary import UNKNOWN, Vocabulary
@@ -85,12 +94,26 @@ def tabular_columns(vocabulary: Vocabulary) -> tuple[str, ...]:
 
 
 def check_profile(vocabulary: Vocabulary) -> None:
-    """Raise UserError for a profile column that has the name of one computed here."""
-    ties = social_columns(vocabulary.relations)
-    taken = {"row", *BASE, *_computed_columns(vocabulary.event_types), *ties, *TIES}
-    for name in (*vocabulary.numeric, *vocabulary.categorical):
-        if name in taken:
-            raise UserError(f"profile: {name!r} is the name of a feature; rename the column")
+    """Raise UserError for a profile column that has the name of another column.
+
+    Those of the vocabulary's event types and relations, of features, rows, outcomes and `users`.
+    """
+    bare = vocabulary.model_copy(update={"numeric": (), "categorical": ()})
+    own = nobody(bare, FeatureConfig()).frame.columns
+    users = (*MAPPABLE["users"], *users_table((), ()).schema.names)
+    taken = {*own, *TIES, *ROW_COLUMNS, *users}
+    profile = (*vocabulary.numeric, *vocabulary.categorical)
+    for place, name in enumerate(profile):
+        if name in taken or name.startswith("y_"):
+            raise UserError(f"profile: {name!r} is the name of another column; rename it")
+        if name in profile[:place]:
+            raise UserError(f"profile: {name!r} is declared twice")
+
+
+def nobody(vocabulary: Vocabulary, config: FeatureConfig) -> Features:
+    """Features of no rows: which columns are tabular, categorical and social."""
+    rows = pl.DataFrame(schema={"row": ROW_TYPE, "user_key": pl.Int64, "as_of": TIME})
+    return features(view(History(no_events()), rows, config.history), vocabulary, config)
 
 
 def _computed_columns(types: Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from models.data.tasks import ROLES, Split, Task, check_complete, midnight, outc
 
 ROW_TYPE = pl.UInt32
 TIME = pl.Datetime("us", "UTC")
+ROW_COLUMNS = ("user_key", "as_of", "role", "proposed_amount", "proposed_category")
 
 
 def training_rows(events: pl.DataFrame, labels: pl.DataFrame | None, split: Split) -> pl.DataFrame:
@@ -31,8 +32,7 @@ def training_rows(events: pl.DataFrame, labels: pl.DataFrame | None, split: Spli
     else:
         rows = proposed.with_columns(role=split.role_of(pl.col("as_of"), pl.col("period")))
         rows = rows.filter(pl.col("role").is_not_null())
-    columns = ("user_key", "as_of", "role", "proposed_amount", "proposed_category")
-    return number(rows.select(columns).sort("user_key", "as_of"))
+    return number(rows.select(ROW_COLUMNS).sort("user_key", "as_of"))
 
 
 def _proposals(labels: pl.DataFrame | None) -> pl.DataFrame:

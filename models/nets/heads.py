@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.data.schema import UserError
 from models.data.stats import Target, logit
 from models.data.tasks import Task, check_binary
 from models.nets.config import BinaryLoss, LossConfig
@@ -19,7 +20,8 @@ class Heads(nn.Module):
     """One head a task: a logit, or the three parameters of a zero-inflated log-normal.
 
     A head starts at its task's base rate, so the first steps are not spent on finding it. Raises
-    UserError when a loss is given for what is no binary task.
+    UserError when a loss is given for what is no binary task, and for a task's name that a module
+    cannot have.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class Heads(nn.Module):
         self.uncertainty = TaskUncertainty(len(tasks)) if learned else None
         self.heads = nn.ModuleDict()
         for name, task in tasks.items():
+            if hasattr(self.heads, name):
+                raise UserError(f"tasks.{name}: torch has a use for this name; rename the task")
             out = nn.Linear(width, 1 if task.kind == "binary" else 3)
             nn.init.normal_(out.weight, std=0.02)
             with torch.no_grad():

@@ -18,7 +18,7 @@ from models.data.history import History, view
 from models.nets.fusion import MODALITIES
 from models.nets.heads import most_log_amount, spread
 from models.nets.network import Outputs
-from models.scoring import artifact, policy, reasons, scorecard
+from models.scoring import answer, artifact, policy, reasons, scorecard
 from models.scoring.calibrate import AmountCalibrator, BinaryCalibrator
 from models.scoring.config import ExpertName
 from models.scoring.expert import Seen
@@ -74,17 +74,15 @@ class Scorer:
         """Scores of feature rows, as `score` gives them."""
         heard = {source for name in self.spec.tasks for source in self._heard(name)}
         parts = [self._estimate(*read) for read in self._read(known, heard)]
-        base = known.frame.select(
-            "row", "user_key", "as_of", "baseline_date", "graph_date", "saturated"
-        )
+        base = known.frame.select(answer.BEFORE)
         if not parts:
             parts = [self._estimate_none()]
         estimates = pl.concat(parts)
         result = pl.concat([base, estimates], how="horizontal")
         asked = None if proposed is None else proposed.cast(pl.Float64).to_numpy()
-        return result.with_columns(*self._judge(estimates, asked)).with_columns(
-            model_sha256=pl.lit(self.artifact.sha256)
-        )
+        model = pl.lit(self.artifact.sha256).alias("model_sha256")
+        judged = result.with_columns(*self._judge(estimates, asked), model)
+        return judged.select(answer.columns(self.spec.tasks))
 
     @torch.inference_mode()
     def log_odds(self, known: Features, task: str) -> Floats:

@@ -11,6 +11,7 @@ from scipy.special import ndtr
 from models.data.schema import UserError
 from models.data.stats import QUANTILES, fit_stats
 from models.data.tasks import ROLES
+from models.scoring.answer import STAMPS, columns
 from models.scoring.evaluation import Evaluation
 from ray_jobs import backfill, jobs, registry, snapshot
 from ray_jobs.config import Config
@@ -95,6 +96,7 @@ def test_backfill_scored_everyone_once(demo_run: Config, tables: Tables) -> None
     assert counts["users"] == counts["scored"] + counts["no_event_before_as_of"]
     scores = tables.lake.read("scores")
     assert scores.height == counts["scored"] == scores["user_key"].n_unique()
+    assert {*scores.columns, "row", "saturated"} == {*columns(demo_run.tasks), *STAMPS}
     assert scores["score"].is_between(0, 100).all()
     champion = registry.champion(tables.lake)
     assert scores["model_sha256"].unique().to_list() == [champion.sha256]

@@ -349,8 +349,20 @@ def test_ties_of_no_known_relation_give_no_columns(make_rows: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", ["numeric", "categorical"])
-@pytest.mark.parametrize("name", ["n_30d", "sum_refund_90d", "user_key", "ties_bad"])
-def test_a_profile_column_may_not_take_the_name_of_a_feature(kind: str, name: str) -> None:
-    check_profile(Vocabulary(event_types=TYPES, **{kind: ("income",)}))
-    with pytest.raises(UserError, match=f"profile: '{name}' is the name of a feature"):
-        check_profile(Vocabulary(event_types=TYPES, **{kind: ("income", name)}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "n_30d", "sum_refund_90d", "user_key", "ties_bad", "device_nodes", "texts", "events_type",
+        "role", "proposed_category", "y_default", "source", "valid_from", "user_id",
+    ],
+)  # fmt: skip
+def test_a_profile_column_may_not_take_the_name_of_another_column(kind: str, name: str) -> None:
+    words = {"event_types": TYPES, "relations": ("device",)}
+    check_profile(Vocabulary(**words, **{kind: ("income",)}))
+    with pytest.raises(UserError, match=f"profile: '{name}' is the name of another column"):
+        check_profile(Vocabulary(**words, **{kind: ("income", name)}))
+
+
+def test_a_profile_column_is_declared_once() -> None:
+    with pytest.raises(UserError, match="profile: 'age' is declared twice"):
+        check_profile(Vocabulary(event_types=(), numeric=("age",), categorical=("age",)))

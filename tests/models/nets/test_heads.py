@@ -45,6 +45,12 @@ def in_scipys_terms(raw: Tensor) -> tuple[float, float, float]:
     return float(expit(raw[0].item())), sigma, scale
 
 
+@pytest.mark.parametrize("name", ["type", "values", "train"])
+def test_a_task_may_not_have_a_name_of_a_modules_own(name: str) -> None:
+    with pytest.raises(UserError, match=f"tasks.{name}: torch has a use for this name"):
+        Heads({name: Task(kind="binary")}, {name: TARGET}, 16, PLAIN)
+
+
 @given(PARAMETERS, st.floats(0.01, 1e5))
 def test_the_loss_of_an_amount_is_scipys(raw: tuple[float, float, float], amount: float) -> None:
     output_B3 = torch.tensor([raw, raw], dtype=torch.float64)
