@@ -110,10 +110,15 @@ class Message(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What the configuration fixes of a request: its profile columns, and the events sources."""
+    """What the configuration fixes of a request: its profile columns, and the events sources, each
+    with how long after an event it is known unless the event says so."""
 
     profile: Profile = field(default_factory=Profile)
-    sources: tuple[str, ...] = ()
+    sources: Mapping[str, timedelta] = field(default_factory=dict)
+
+    def source_of(self, event: "Event") -> str:
+        """The events source that an event comes from; empty where the configuration has none."""
+        return event.source or next(iter(self.sources), "")
 
 
 class Event(Message):
@@ -121,7 +126,7 @@ class Event(Message):
 
     `source`: the events source that it comes from, by default the configuration's first; with it
     a text `event_id` becomes the number that ingest gives it. `available_at`: when it became
-    known, by default at once.
+    known, by default the source's `lag` after it happened, as in ingest.
     """
 
     event_id: EventId
@@ -274,7 +279,11 @@ class ErrorResponse(Message):
 
 def terms_of(config: Config) -> Terms:
     """What a configuration fixes of a request."""
-    sources = tuple(name for name, one in config.sources.items() if one.table == "events")
+    sources = {
+        name: timedelta(0) if "available_at" in one.columns else one.lag
+        for name, one in config.sources.items()
+        if one.table == "events"
+    }
     return Terms(profile=config.profile, sources=sources)
 
 

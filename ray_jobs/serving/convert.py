@@ -1,7 +1,7 @@
 """Requests → one History and the rows to score, by the functions that ingest uses."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
@@ -73,13 +73,14 @@ def _events(requests: Sequence[ScoreRequest], secret: bytes, terms: Terms) -> pl
     pairs = [(row, event) for row, one in enumerate(requests) for event in one.events]
     events = [event for _, event in pairs]
     others = COUNTERPARTY + _texts(event.counterparty_id for event in events)
-    available = [event.available_at or event.event_time for event in events]
+    lags = [terms.sources.get(terms.source_of(event), timedelta(0)) for event in events]
+    known = [e.available_at or e.event_time + lag for e, lag in zip(events, lags, strict=True)]
     return pl.DataFrame(
         {
             "user_key": pl.Series([row for row, _ in pairs], dtype=pl.Int64),
             "event_id": _event_ids(events, terms),
             "event_time": _times(event.event_time for event in events),
-            "available_at": _times(available),
+            "available_at": _times(known),
             "utc_offset_min": pl.Series([_offset(e.event_time) for e in events], dtype=pl.Int16),
             "event_type": _texts(event.event_type for event in events),
             "category": _texts(event.category for event in events),
@@ -114,8 +115,7 @@ def _event_ids(events: Sequence[Event], terms: Terms) -> pl.Series:
     ids = [event.event_id for event in events]
     result = pl.Series("event_id", [i if isinstance(i, int) else None for i in ids], dtype=pl.Int64)
     texts = _texts(i if isinstance(i, str) else None for i in ids)
-    default = terms.sources[0] if terms.sources else ""
-    sources = _texts(event.source or default for event in events)
+    sources = _texts(terms.source_of(event) for event in events)
     for source in sources.unique():
         hashed = texts.is_not_null() & (sources == source)
         result = id_hash(texts, source).zip_with(hashed, result)

@@ -16,7 +16,8 @@ from ray_jobs.config import Profile
 from ray_jobs.serving import api
 
 TERMS = api.Terms(
-    profile=Profile(numeric=("age",), categorical=("city",)), sources=("orders", "reviews")
+    profile=Profile(numeric=("age",), categorical=("city",)),
+    sources={"orders": timedelta(0), "reviews": timedelta(0)},
 )
 EVENT = {"event_id": 1, "event_time": "2024-05-01T09:30:00+02:00", "event_type": "pay"}
 

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,7 +90,7 @@ def config(secret_file: Path, **options: Any) -> Config:
     return Config.model_construct(
         serve=ServeConfig(port=0, timeout_s=3, **options),
         profile=Profile(numeric=("age",)),
-        sources={"orders": SimpleNamespace(table="events")},
+        sources={"orders": SimpleNamespace(table="events", columns={}, lag=timedelta(0))},
         secret_file=str(secret_file),
     )
 

@@ -1,6 +1,6 @@
 """Requests → History: they do not mix, order and repetition do not matter, keys as in ingest."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from models.data.history import HistoryConfig, View, view
 from models.data.keys import id_hash, user_key
-from ray_jobs.config import Profile
+from ray_jobs.config import Profile, load
 from ray_jobs.serving import api, convert
 
 SECRET = b"only for tests"
 TERMS = api.Terms(
-    profile=Profile(numeric=("age",), categorical=("city",)), sources=("orders", "reviews")
+    profile=Profile(numeric=("age",), categorical=("city",)),
+    sources={"orders": timedelta(0), "reviews": timedelta(days=2)},
 )
 AS_OF = datetime(2024, 5, 20, 12, tzinfo=UTC)
 MAY = datetime(2024, 5, 1, tzinfo=UTC)
@@ -124,7 +125,8 @@ def test_events_as_ingest_makes_them() -> None:
     assert made["text"].to_list() == ["mail [EMAIL]", None, None, None]
     assert made["counterparty_key"][0] == user_key(SECRET, "counterparty:m-1")
     assert made["amount"].to_list() == [None, None, Decimal("-1.5000"), None]
-    assert made["available_at"].equals(made["event_time"].alias("available_at"))
+    lags = made["available_at"] - made["event_time"]
+    assert lags.dt.total_days().to_list() == [0, 2, 0, 0]
     assert rows.schema["as_of"] == pl.Datetime("us", "UTC")
     assert rows.row(0, named=True)["proposed_amount"] == Decimal("99.9900")
     assert rows["row"].dtype == pl.UInt32
@@ -145,6 +147,19 @@ def test_what_was_not_known_yet_is_not_seen() -> None:
     late = datetime(2024, 5, 20, 12, 0, 1, tzinfo=UTC)
     view_of = seen(request(events=[event(1, available_at=late), event(2, event_time=AS_OF)]))
     assert view_of.events.is_empty()
+
+
+def test_an_event_is_known_when_ingest_says_so() -> None:
+    """`lag` after it happened, unless the event, or its source, tells when that was."""
+    one = event(1, source="reviews", event_time=AS_OF - timedelta(days=2))
+    late = event(2, source="reviews", event_time=AS_OF - timedelta(days=1))
+    told = {**late, "event_id": 3, "available_at": AS_OF}
+    orders = {**late, "event_id": 4, "source": "orders"}
+    assert seen(request(events=[one, late, told, orders])).events["event_id"].to_list() == [1, 3, 4]
+    lag = "sources.events.lag=P2D"
+    assert api.terms_of(load("demo", [lag])).sources == {"events": timedelta(days=2)}
+    mapped = "sources.events.columns.available_at=seen"
+    assert api.terms_of(load("demo", [lag, mapped])).sources == {"events": timedelta(0)}
 
 
 def test_identify_gives_the_lakes_key_and_the_month() -> None:
