@@ -134,6 +134,7 @@ class _Bucket:
         events = self.tables.events(bucket)
         labels = self.tables.labels(bucket)
         rows = training_rows(events, labels, self.config.split)
+        check_dates(self.config.split, self.config.tasks, complete_until(self.config), rows)
         check_matured(rows, labels, self.config.split, self.config.tasks)
         history = self.tables.history(bucket, events, self.graph_dates)
         counts = Counter(dict.fromkeys(("rows", "without_events", *ROLES), 0))

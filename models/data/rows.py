@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from models.data.schema import UserError
-from models.data.tasks import ROLES, Split, Task, check_complete, midnight, outcomes
+from models.data.tasks import Split, Task, check_complete, outcomes
 
 ROW_TYPE = pl.UInt32
 TIME = pl.Datetime("us", "UTC")
@@ -141,12 +141,18 @@ def only_eligible(frame: pl.DataFrame, tasks: Mapping[str, Task]) -> pl.DataFram
     return frame
 
 
-def check_dates(split: Split, tasks: Mapping[str, Task], complete_until: datetime | None) -> None:
+def check_dates(
+    split: Split,
+    tasks: Mapping[str, Task],
+    complete_until: datetime | None,
+    rows: pl.DataFrame | None = None,
+) -> None:
     """Refuse roles that overlap, and as-of times whose outcomes cannot be complete yet.
 
-    Of a schedule by labels, the last day of each role stands for all its as-of times.
+    Of labels, which have their own times, the last one of each role stands for all; `rows`
+    (role, as_of): some of those there are, once these are known.
     """
-    split.check(tasks)
+    split.check(tasks, rows)
     window = max(
         (task.window for task in tasks.values() if task.expression is not None),
         default=timedelta(0),
@@ -154,6 +160,6 @@ def check_dates(split: Split, tasks: Mapping[str, Task], complete_until: datetim
     if split.schedule == "month":
         times = split.month_starts()
     else:
-        times = [(role, midnight(split.period(role).last)) for role in ROLES]
+        times = list(split.last_times(rows).items())
     for role, as_of in times:
         check_complete(as_of, window, complete_until, f"split.{role}: as-of")

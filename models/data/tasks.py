@@ -85,18 +85,29 @@ class Split(Strict):
         period: Period = getattr(self, role)
         return period
 
-    def check(self, tasks: Mapping[str, Task]) -> None:
-        """Roles in time order, an outcome window apart, unless they are given. Raises UserError."""
+    def check(self, tasks: Mapping[str, Task], rows: pl.DataFrame | None = None) -> None:
+        """Roles in time order, an outcome window apart, unless they are given. Raises UserError.
+
+        `rows` (role, as_of): of labels, which have their own times; see `last_times`.
+        """
         if self.schedule == "given":
             return
-        window = max(task.window for task in tasks.values())
+        window, last = max(task.window for task in tasks.values()), self.last_times(rows)
         for before, after in pairwise(ROLES):
-            end, start = self.period(before).last, self.period(after).first
-            if start - end < window:
+            end, start = last[before], self.period(after).first
+            if midnight(start) - end < window:
                 raise UserError(
                     f"split.{after}.first {start}: must lie at least one outcome window "
-                    f"({window.days} days) after split.{before}.last {end}"
+                    f"({window.days} days) after split.{before}.last {end:%Y-%m-%d %H:%M}"
                 )
+
+    def last_times(self, rows: pl.DataFrame | None = None) -> dict[Role, datetime]:
+        """The last as-of time of each role: that of its rows (role, as_of), which may lie at any
+        hour of its last day; where it has none, the last midnight."""
+        last = {role: midnight(self.period(role).last) for role in ROLES}
+        if rows is not None:
+            last |= dict(rows.group_by("role").agg(pl.col("as_of").max()).iter_rows())
+        return last
 
     def month_starts(self) -> list[tuple[Role, datetime]]:
         """Every month start inside the periods, with its role, in time order."""
@@ -139,8 +150,8 @@ def check_complete(
     """Refuse an as-of time, or an outcome window, beyond the events' watermark."""
     if complete_until is not None and as_of + window > complete_until:
         raise UserError(
-            f"{what} {as_of:%Y-%m-%d}: its outcome window ends {as_of + window:%Y-%m-%d}, after "
-            f"complete_until {complete_until:%Y-%m-%d %H:%M} of the events"
+            f"{what} {as_of:%Y-%m-%d}: its outcome window ends {as_of + window:%Y-%m-%d %H:%M}, "
+            f"after complete_until {complete_until:%Y-%m-%d %H:%M} of the events"
             if window
             else f"{what} {as_of:%Y-%m-%d} lies after complete_until "
             f"{complete_until:%Y-%m-%d %H:%M} of the events"

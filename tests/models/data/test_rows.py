@@ -252,6 +252,25 @@ def test_dates_beyond_the_watermark_are_refused(
         check_dates(split_by(schedule, last), {"n": COUNT}, complete_until)
 
 
+def test_of_labels_the_last_hour_of_a_day_counts(make_events: Make, make_labels: Make) -> None:
+    """A role's last day lasts until midnight, so the day is not enough to tell."""
+    split, tasks = split_by("labels", "2024-07-15"), {"n": COUNT}
+    until = on(8, 15)
+
+    def check(*times: datetime) -> None:
+        labels = make_labels({"as_of": time, "value": 1.0} for time in times)
+        check_dates(split, tasks, until, training_rows(make_events([]), labels, split))
+
+    check_dates(split, tasks, until)
+    check()
+    check(on(2), on(2, hour=23), on(6), on(7), on(7, 15, hour=23))
+    with pytest.raises(UserError, match=r"30 days\) after split\.calibrate\.last 2024-06-01 09:00"):
+        check(on(6), on(6, 1, hour=9), on(7))
+    until = on(8, 14)
+    with pytest.raises(UserError, match="2024-07-15: its outcome window ends 2024-08-14 09:00"):
+        check(on(7, 15), on(7, 15, hour=9))
+
+
 def test_an_as_of_beyond_the_watermark_is_refused_for_label_rows_too() -> None:
     with pytest.raises(UserError, match="2024-07-01 lies after complete_until 2024-06-30"):
         check_dates(split_by("month"), {"default": BINARY}, on(6, 30))

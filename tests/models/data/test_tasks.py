@@ -186,8 +186,8 @@ def test_outcomes_beyond_the_watermark_are_refused() -> None:
     with pytest.raises(UserError) as refused:
         check_complete(AS_OF, 30 * DAY, end - TICK, "split.test: as-of")
     assert str(refused.value) == (
-        "split.test: as-of 2024-05-01: its outcome window ends 2024-05-31, after complete_until "
-        "2024-05-30 23:59 of the events"
+        "split.test: as-of 2024-05-01: its outcome window ends 2024-05-31 00:00, after "
+        "complete_until 2024-05-30 23:59 of the events"
     )
     check_complete(AS_OF, 0 * DAY, AS_OF, "backfill.as_of")
     with pytest.raises(UserError, match=r"backfill\.as_of 2024-05-01 lies after complete_until"):
