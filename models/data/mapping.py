@@ -189,6 +189,12 @@ def _numbers(expression: pl.Expr, types: Schema, where: str) -> tuple[str, ...]:
     return fitting[0] if fitting else ()
 
 
+def beyond_the_row(expression: pl.Expr, types: Schema) -> bool:
+    """Whether an expression over columns of these types looks at more than its own row."""
+    tree = json.loads(expression.meta.serialize(format="json"))
+    return _beyond_the_row(tree) or not _same_row_by_row(expression, types)
+
+
 def _beyond_the_row(node: Any) -> bool:
     """Whether an expression's tree has a node such as an aggregate or a window."""
     if isinstance(node, str):

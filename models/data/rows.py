@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
+from models.data.mapping import beyond_the_row
 from models.data.schema import UserError
 from models.data.tasks import Split, Task, check_complete, outcomes
 
@@ -126,18 +127,23 @@ def _labels_of(task: str, labels: pl.DataFrame | None) -> pl.DataFrame:
 def only_eligible(frame: pl.DataFrame, tasks: Mapping[str, Task]) -> pl.DataFrame:
     """The frame with the labels of rows that a task is not about set to null.
 
-    `eligible` is an SQL condition over the frame's feature columns. Raises UserError.
+    `eligible` is an SQL condition over the frame's feature columns, row by row: frames are parts of
+    a bucket, and labels do not hang on which. Raises UserError.
     """
     for name, task in tasks.items():
         if task.eligible is None:
             continue
+        where = f"tasks.{name}.eligible {task.eligible!r}"
         try:
-            condition = pl.sql_expr(task.eligible).cast(pl.Boolean).fill_null(False)
-            label = pl.when(condition).then(pl.col(f"y_{name}"))
+            condition = pl.sql_expr(task.eligible)
+            if beyond_the_row(condition, frame.schema):
+                raise UserError(f"{where} looks at more than its own row")
+            eligible = condition.cast(pl.Boolean).fill_null(False)
+            label = pl.when(eligible).then(pl.col(f"y_{name}"))
             frame = frame.with_columns(label.alias(f"y_{name}"))
         except pl.exceptions.PolarsError as error:
             line = str(error).splitlines()[0]
-            raise UserError(f"tasks.{name}.eligible {task.eligible!r}: {line}") from error
+            raise UserError(f"{where}: {line}") from error
     return frame
 
 

@@ -229,6 +229,19 @@ def test_a_condition_that_is_none_is_refused_in_one_line(condition: str) -> None
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "condition",
+    ["n > AVG(n)", "n > SUM(n) OVER ()", "RANK() OVER (ORDER BY n) > 1", "n > COVAR_POP(n, n)",
+     "COUNT(*) > 2", "n > QUANTILE_CONT(n, 0.5)"],
+)  # fmt: skip
+def test_whom_a_task_is_about_does_not_hang_on_other_rows(condition: str) -> None:
+    frame = pl.DataFrame({"n": [1.0, 2.0], "y_t": [1.0, 1.0]})
+    with pytest.raises(UserError) as refused:
+        only_eligible(frame, {"t": Task(kind="binary", eligible=condition)})
+    line = f"tasks.t.eligible {condition!r} looks at more than its own row"
+    assert str(refused.value) == line
+
+
 def test_dates_within_the_watermark_pass() -> None:
     for schedule in ("month", "labels"):
         check_dates(split_by(schedule, "2024-07-01"), {"n": COUNT}, on(7, 31))
