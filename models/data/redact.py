@@ -7,7 +7,8 @@ Word boundaries are ASCII ones, so that a number inside Chinese text is found to
 import polars as pl
 
 _B = r"(?-u:\b)"
-_SUSPECT = r"@|\d{2}|www\.|://|WWW\."  # nothing below matches a text without one of these
+# nothing below matches a text without one of these; digits may stand apart, as in +1 (2) 3
+_SUSPECT = r"@|(?i:www\.)|://|\d\)?[ .\-/]?\(?\d"
 
 # In this order: an IBAN holds runs of digits, an identity card is an 18-digit "card".
 PATTERNS: tuple[tuple[str, str], ...] = (
