@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.table import Table
+
+from models.data.clean import ERASED
 
 Part = tuple[str, str]  # a source and a period
 
@@ -25,6 +27,17 @@ class Count:
         parts = self.accepted + self.rejected + self.duplicates
         assert self.rows_in == parts, f"{self.rows_in} rows in, {parts} accounted for"
         assert self.rejected == sum(self.reasons.values()), "every rejected row has a reason"
+
+    def less(self, rows: int) -> "Count":
+        """This count with accepted rows that have become those of an erased user."""
+        if not rows:
+            return self
+        return replace(
+            self,
+            accepted=self.accepted - rows,
+            rejected=self.rejected + rows,
+            reasons={**self.reasons, ERASED: self.reasons.get(ERASED, 0) + rows},
+        )
 
     def to_json(self) -> dict[str, int]:
         """The four counts."""

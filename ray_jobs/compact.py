@@ -24,6 +24,7 @@ from models.data.schema import (
     users_table,
 )
 from ray_jobs.baselines import BASELINES
+from ray_jobs.commits import COMPACTED
 from ray_jobs.lake import Lake
 from ray_jobs.parallel import over
 from ray_jobs.progress import say
@@ -33,7 +34,6 @@ from ray_jobs.tombstones import TOMBSTONES
 from ray_jobs.vacuum import STAGING_KEPT, Freed, remove_dead_staging, vacuum, versions_needed
 
 File = dict[str, Any]  # as `Lake.files` gives it
-COMPACTED = "compacted"  # what its commits note
 MOST_BYTES = 128 << 20  # of the files merged into one where a partition is not one user bucket
 
 

@@ -7,12 +7,11 @@ import polars as pl
 
 from models.data.buckets import bucket_of, count_for
 from models.data.schema import UserError
+from ray_jobs.commits import SPLIT
 from ray_jobs.lake import Lake
 from ray_jobs.parallel import over
 from ray_jobs.progress import say
 from ray_jobs.storage import DataFile
-
-SPLIT = "split"  # what its commits note
 
 File = dict[str, Any]  # as `Lake.files` gives it
 

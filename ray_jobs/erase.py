@@ -22,22 +22,19 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from models.data.buckets import MOST, bucket_of
-from models.data.clean import ERASED
 from models.data.keys import erased_hashes, key_pairs, secret_check
 from models.data.schema import IDENTITIES, UserError
 from models.data.values import parse_id
 from ray_jobs import tombstones
-from ray_jobs.account import Account, Count, Part, from_stored, to_stored
-from ray_jobs.compact import COMPACTED
-from ray_jobs.doubling import SPLIT
+from ray_jobs.account import Account, Part, from_stored, to_stored
+from ray_jobs.commits import ERASED_PARTS, ERASURE, changed_by_others, erased_rows
 from ray_jobs.lake import Lake
 from ray_jobs.parallel import over
 from ray_jobs.progress import say
+from ray_jobs.runs import MEANWHILE
 from ray_jobs.storage import DataFile, put, read_file, short_digest
 
 FILES_A_TASK = 16
-NOTE = "erased"  # in a commit's metadata: user hash → rows removed
-PARTS = "erased_parts"  # in a commit's metadata: [[source, period, rows removed], …]
 WORK = "work"  # what the account calls rows of snapshots and predictions
 
 
@@ -95,7 +92,8 @@ def erase(lake: Lake, work: Path, user_ids: Sequence[str], secret: bytes) -> dic
     users, which jobs read from then on. Nothing changes where they have been erased before.
 
     Raises UserError, and changes nothing, when none of the ids is known to the lake, for another
-    secret than the lake's, and when an ingest was cut off while it published.
+    secret than the lake's, and when an ingest was cut off while it published. Also when another
+    job changes the lake while this one commits: run again after that job, it finishes.
     """
     started = datetime.now(UTC)
     state = lake.state()
@@ -103,7 +101,7 @@ def erase(lake: Lake, work: Path, user_ids: Sequence[str], secret: bytes) -> dic
         raise UserError(f"nothing in lake {lake.root} yet: run `raycredit ingest` first")
     if state["config"]["secret_check"] != secret_check(secret):
         raise UserError(f"the secret is not the one that lake {lake.root} was keyed with")
-    _check_finished(lake, state["table_versions"])
+    _check_finished(lake, state)
     pairs = key_pairs(secret, pl.Series(user_ids, dtype=pl.String)).sort("key")
     hashes = erased_hashes(secret, pairs["key"])
     users = Users(tuple(pairs["key"]), tuple(hashes), tuple(pairs["id"]))
@@ -116,28 +114,36 @@ def erase(lake: Lake, work: Path, user_ids: Sequence[str], secret: bytes) -> dic
     if len(unknown) == len(users.ids):
         more = f" (and {len(unknown) - 1:,} more)" if len(unknown) > 1 else ""
         raise UserError(f"lake {lake.root} knows no user {unknown[0]!r}{more}: nothing was erased")
+    _check_finished(lake, state)
     removed = {WORK: _clean_work(lake, work, users)}
     for table in sorted({r.table for r in rewritten}, key=lambda t: (t == IDENTITIES.name, t)):
         mine = [r for r in rewritten if r.table == table]
         _commit(lake, table, mine)
         removed[table] = sum(r.rows for r in mine)
+    versions = _check_finished(lake, state)
     new = _bury(lake, users, known - buried)
-    entered = _record(lake, state, removed, new, started)
+    entered = _record(lake, state, versions, removed, new, started)
     _say(removed, new, len(unknown), nothing=not (entered or removed[WORK]))
     return removed
 
 
-def _check_finished(lake: Lake, versions: Mapping[str, int]) -> None:
-    """Since the state that jobs read, only erasures and compactions may have come.
+def _check_finished(lake: Lake, state: Mapping[str, Any]) -> dict[str, int]:
+    """The newest versions of the tables that jobs read: since their state, only erasures,
+    compactions and splits may have come.
 
-    What a killed ingest left behind would else be published by this job's row of `runs`.
+    What a killed ingest left behind, or one that runs, would else be published by this job's row
+    of `runs`.
     """
-    for table, version in versions.items():
-        for commit in DeltaTable(lake.url(table)).history():
-            if commit["version"] > version and not {NOTE, COMPACTED, SPLIT} & commit.keys():
-                raise UserError(
-                    f"table {table}: an ingest was cut off; run `raycredit ingest` first"
-                )
+    before: dict[str, int] = state["table_versions"]
+    versions = {table: lake.version(table) for table in before}
+    if lake.state() != state:
+        raise UserError(MEANWHILE)
+    table = changed_by_others(lake, before, versions, lambda commit: ERASURE in commit)
+    if table is not None:
+        raise UserError(
+            f"table {table}: an ingest was cut off, or still runs; run `raycredit ingest` first"
+        )
+    return versions
 
 
 def _tables_of_users(lake: Lake) -> list[str]:
@@ -196,7 +202,10 @@ def _commit(lake: Lake, table: str, rewritten: Sequence[Rewritten]) -> None:
         app=f"erase/{table}",
         gone=[one.path for one in rewritten],
         files=[one.file for one in rewritten if one.file is not None],
-        metadata={NOTE: dict(counts), PARTS: [[*part, rows] for part, rows in parts.items()]},
+        metadata={
+            ERASURE: dict(counts),
+            ERASED_PARTS: [[*part, rows] for part, rows in parts.items()],
+        },
     )
     if not done:
         raise UserError(f"table {table}: another job changed it at this moment; run again")
@@ -206,7 +215,7 @@ def _noted(lake: Lake, table: str) -> dict[str, int]:
     """The rows that commits of a table removed of each erased user, by hash."""
     counts: Counter[str] = Counter()
     for commit in DeltaTable(lake.url(table)).history():
-        counts.update(json.loads(commit.get(NOTE, "{}")))
+        counts.update(json.loads(commit.get(ERASURE, "{}")))
     return dict(counts)
 
 
@@ -230,51 +239,32 @@ def _bury(lake: Lake, users: Users, known: Iterable[str]) -> int:
 
 
 def _record(
-    lake: Lake, state: Mapping[str, Any], removed: Mapping[str, int], users: int, started: datetime
+    lake: Lake,
+    state: Mapping[str, Any],
+    versions: Mapping[str, int],
+    removed: Mapping[str, int],
+    users: int,
+    started: datetime,
 ) -> bool:
-    """Enter the run with the tables as they are now; False where nothing was erased since.
+    """Enter the run with the tables at `versions`; False where nothing was erased since `state`.
 
     The account of each source and period moves the removed rows from accepted to rejected, as an
     ingest of the same file would count them now.
     """
-    before: dict[str, int] = state["table_versions"]
-    gone: Counter[Part] = Counter()
-    versions = {table: lake.version(table) for table in before}
-    erasures = 0
-    for table, version in before.items():
-        for commit in DeltaTable(lake.url(table)).history():
-            if commit["version"] > version and NOTE in commit:
-                erasures += 1
-                for source, period, rows in json.loads(commit[PARTS]):
-                    gone[source, period] += rows if table != IDENTITIES.name else 0
-    if not (erasures or users or any(removed.values())):
+    gone = erased_rows(lake, state["table_versions"], versions)
+    if not (gone or users or any(removed.values())):
         return False
     stored = from_stored(state["config"]["parts"])
-    counts = {part: _less(count, gone[part]) for part, (_, count) in stored.items()}
+    counts = {part: count.less(gone[part]) for part, (_, count) in stored.items()}
     config = {
         **state["config"],
         "parts": to_stored(
             Account(counts), {part: content for part, (content, _) in stored.items()}
         ),
     }
-    run_id = short_digest([versions, lake.versions()])
     account = {"users": users, **removed}
-    lake.record_run("erase", run_id, config, account, started_at=started, versions=versions)
+    lake.record_state("erase", config, account, versions, after=state, started_at=started)
     return True
-
-
-def _less(count: Count, rows: int) -> Count:
-    """The count with accepted rows that have become those of an erased user."""
-    if not rows:
-        return count
-    return Count(
-        rows_in=count.rows_in,
-        accepted=count.accepted - rows,
-        rejected=count.rejected + rows,
-        duplicates=count.duplicates,
-        reasons={**count.reasons, ERASED: count.reasons.get(ERASED, 0) + rows},
-        unchanged=True,
-    )
 
 
 def _clean_work(lake: Lake, work: Path, users: Users) -> int:

@@ -29,6 +29,7 @@ from models.data.schema import (
 from models.data.source import Source
 from ray_jobs import tombstones
 from ray_jobs.account import Account, Count, Part, from_stored, to_stored
+from ray_jobs.commits import BY, changed_by_others, erased_rows
 from ray_jobs.doubling import buckets_of, split
 from ray_jobs.exchange import STAGING, Block
 from ray_jobs.files import SAFE, SourceFile, find
@@ -36,6 +37,7 @@ from ray_jobs.lake import Lake
 from ray_jobs.outcome import account_of, check, content_of
 from ray_jobs.parallel import over
 from ray_jobs.rollback import application, roll_back
+from ray_jobs.runs import MEANWHILE
 from ray_jobs.staging import (
     Earlier,
     IdentitiesUnit,
@@ -78,9 +80,10 @@ def ingest(
 
     Raises UserError, with the lake as it was, for a missing file or column, a source without
     rows, too many rejected rows or unreadable files, ids that share a key, and another secret than
-    the lake was made with, or fewer buckets.
+    the lake was made with, or fewer buckets. Also, with nothing entered that jobs read, when
+    another job has changed the lake meanwhile: run again, it completes.
     """
-    started = datetime.now(UTC)
+    started, state = datetime.now(UTC), lake.state()
     files = _find(sources)
     with _staging(lake) as folder:
         plan = Plan(
@@ -92,8 +95,9 @@ def ingest(
             secret=secret,
             now=now,
             erased=tombstones.erased(lake),
+            found=lake.versions(),
         )
-        before = _before(plan)
+        before = _before(plan, state)
         inspected = over(files, partial(inspect, plan), "inspect files")
         contents = _contents(plan, inspected, before)
         plan = replace(plan, buckets=_buckets(plan, buckets, inspected, before))
@@ -101,17 +105,17 @@ def ingest(
         staged = _stage(plan, changed)
         check(plan, inspected, staged, [])
         readable = {i.part for i in changed} - _unreadable(changed, staged)
-        roll_back(lake, plan.tables, readable)
+        _undisturbed(plan, state)
+        roll_back(lake, plan.tables, readable, plan.by)
         earlier = Earlier(frozenset(readable), _user_sources(plan))
         merged = over(_units(plan, staged), partial(merge, plan, earlier), "merge buckets")
         final = [m for several in merged for m in several]
         check(plan, inspected, staged, final)
         account = account_of(plan, contents, before, staged, final)
-        if tombstones.erased(lake) != plan.erased:
-            raise UserError("users were erased while this ingest ran: run it again")
+        _undisturbed(plan, state)
         _publish(plan, {i.part: i.part in readable for i in changed}, contents, final)
     split(lake, plan.buckets)
-    _record(plan, account, contents, before, started)
+    _record(plan, account, contents, before, state, _undisturbed(plan, state), started)
     return account
 
 
@@ -145,15 +149,17 @@ def _tables(
     return {t.name: t for t in (EVENTS, users, EDGES, LABELS, shielded, IDENTITIES, REJECTED)}
 
 
-def _before(plan: Plan) -> dict[Part, tuple[str, Count]]:
-    """What the last ingest or erasure left: each source and period's content hash and counts."""
-    row = plan.lake.state()
-    if row is None:
+def _before(plan: Plan, state: Mapping[str, Any] | None) -> dict[Part, tuple[str, Count]]:
+    """What the last ingest or erasure left: each source and period's content hash and counts,
+    without the rows of an erasure that was cut off."""
+    if state is None:
         return {}
-    made = row["config"]
+    made = state["config"]
     if made["secret_check"] != secret_check(plan.secret):
         raise UserError(f"the secret is not the one that lake {plan.lake.root} was keyed with")
-    return from_stored(made["parts"])
+    gone = erased_rows(plan.lake, state["table_versions"], plan.found)
+    stored = from_stored(made["parts"])
+    return {part: (content, count.less(gone[part])) for part, (content, count) in stored.items()}
 
 
 def _buckets(
@@ -296,7 +302,22 @@ def _publish_part(
     lake, where = plan.lake, {"source": part[0], "period": part[1]}
     files = [lake.adopt(file, plan.folder) for file in staged]
     app = application(table.name, part)
-    lake.replace(table, app=app, files=files, where=where, metadata={"content": content})
+    note = {"content": content, BY: plan.by}
+    lake.replace(table, app=app, files=files, where=where, metadata=note)
+
+
+def _undisturbed(plan: Plan, state: Mapping[str, Any] | None) -> dict[str, int]:
+    """The newest versions of the tables. Raises UserError when another job has changed the lake
+    since this one began: what it published, or took back, must not come under this one's name."""
+    lake = plan.lake
+    versions = {name: lake.version(name) for name in ORDER if lake.exists(name)}
+    if tombstones.erased(lake) != plan.erased:
+        raise UserError("users were erased while this ingest ran: run it again")
+    own = json.dumps(plan.by)
+    other = changed_by_others(lake, plan.found, versions, lambda commit: commit.get(BY) == own)
+    if other is not None or lake.state() != state:
+        raise UserError(MEANWHILE)
+    return versions
 
 
 def _record(
@@ -304,24 +325,22 @@ def _record(
     account: Account,
     contents: Mapping[Part, str],
     before: Mapping[Part, tuple[str, Count]],
+    state: Mapping[str, Any] | None,
+    versions: Mapping[str, int],
     started: datetime,
 ) -> None:
     """Enter the run with the versions of its tables, unless this very state is entered."""
-    versions = {name: plan.lake.version(name) for name in ORDER if plan.lake.exists(name)}
+    entered = {part: content for part, (content, _) in before.items()}
+    hashes = entered | dict(contents)
+    left = versions, hashes, plan.buckets
+    if state and left == (state["table_versions"], entered, state["config"]["buckets"]):
+        return
     parts = {part: count for part, (_, count) in before.items()} | dict(account.parts)
-    hashes = {part: content for part, (content, _) in before.items()} | dict(contents)
-    state = json.dumps([versions, sorted(hashes.items())])
     config: dict[str, Any] = {
         "buckets": plan.buckets,
         "secret_check": secret_check(plan.secret),
         "sources": {name: s.model_dump(mode="json") for name, s in plan.sources.items()},
         "parts": to_stored(Account(parts), hashes),
     }
-    plan.lake.record_run(
-        "ingest",
-        hashlib.sha256(state.encode()).hexdigest()[:16],
-        config,
-        account.to_json(),
-        started_at=started,
-        versions=versions,
-    )
+    counts = account.to_json()
+    plan.lake.record_state("ingest", config, counts, versions, after=state, started_at=started)

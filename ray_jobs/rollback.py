@@ -4,6 +4,7 @@ from collections.abc import Container, Mapping
 
 from models.data.schema import Table
 from ray_jobs.account import Part
+from ray_jobs.commits import BY
 from ray_jobs.lake import Lake
 from ray_jobs.storage import DataFile, digest_of
 
@@ -13,13 +14,14 @@ def application(table: str, part: Part) -> str:
     return f"ingest/{table}/{part[0]}/{part[1]}"
 
 
-def roll_back(lake: Lake, tables: Mapping[str, Table], anew: Container[Part]) -> None:
+def roll_back(lake: Lake, tables: Mapping[str, Table], anew: Container[Part], by: str) -> None:
     """Make every source and period as the last finished run left it, but for those in `anew`,
-    which are about to be published.
+    which are about to be published. The commits say that they are made `by` this ingest.
 
     Readers never saw what is taken back: they read the versions that a finished run names. But
     the next run names the newest, and its files may no longer be those of the run that was
-    killed. Raises UserError when a file of the last ingest is gone.
+    killed. An ingest that still runs looks like a killed one: it notices, and enters nothing.
+    Raises UserError when a file of the last ingest is gone.
     """
     run = lake.state()
     versions: Mapping[str, int] = {} if run is None else run["table_versions"]
@@ -34,7 +36,7 @@ def roll_back(lake: Lake, tables: Mapping[str, Table], anew: Container[Part]) ->
             if part not in anew and lake.generation(name, app) != since:
                 files = [DataFile(path, n, *digest_of(path)) for path, n in left.get(part, [])]
                 where = {"source": part[0], "period": part[1]}
-                lake.replace(table, app=app, files=files, where=where)
+                lake.replace(table, app=app, files=files, where=where, metadata={BY: by})
 
 
 def _files(lake: Lake, table: str, version: int | None) -> dict[Part, list[tuple[str, int]]]:

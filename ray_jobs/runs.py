@@ -1,14 +1,16 @@
 """The `runs` table: what every job read, left behind and counted. Part of `Lake`."""
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import polars as pl
 import pyarrow as pa
 
 from models.data.schema import TIMESTAMP, Table, UserError
+from ray_jobs.storage import short_digest
 
 RUNS = Table(
     name="runs",
@@ -29,6 +31,7 @@ RUNS = Table(
     required=(),
 )
 STATE = ("ingest", "erase")  # the verbs whose newest run says what the other jobs read
+MEANWHILE = "another job changed the lake meanwhile; run it again"
 
 
 class _Tables(Protocol):
@@ -62,18 +65,50 @@ class Accounts:
     ) -> None:
         """Enter a finished run, once; `versions` (default: the newest) are its tables'."""
         now = datetime.now(UTC)
-        row = {
-            "run_id": run_id,
-            "verb": verb,
-            "started_at": started_at or now,
-            "finished_at": now,
-            "config": json.dumps(config, sort_keys=True),
-            "table_versions": json.dumps(versions or self.versions(), sort_keys=True),
-            "counts": json.dumps(counts, sort_keys=True),
-            "model_sha256": model_sha256,
-        }
-        frame = pl.DataFrame([row], schema=pl.Schema(RUNS.schema))
-        self.append_rows(RUNS, frame, app=f"runs/{verb}/{run_id}")
+        row = _row(
+            run_id=run_id,
+            verb=verb,
+            started_at=started_at or now,
+            finished_at=now,
+            config=config,
+            table_versions=versions or self.versions(),
+            counts=counts,
+            model_sha256=model_sha256,
+        )
+        self.append_rows(RUNS, row, app=f"runs/{verb}/{run_id}")
+
+    def record_state(
+        self: _Tables,
+        verb: str,
+        config: Mapping[str, Any],
+        counts: Mapping[str, Any],
+        versions: Mapping[str, int],
+        *,
+        after: Mapping[str, Any] | None,
+        started_at: datetime,
+    ) -> None:
+        """Enter a finished ingest or erasure as what the other jobs read from now on.
+
+        `after` is the `state` that it began from (None: there was none). Each has one successor:
+        raises UserError, and enters nothing, when another job has been entered after the same.
+        """
+        run_id, now = uuid.uuid4().hex[:16], datetime.now(UTC)
+        place = "nothing"
+        if after is not None:  # the newest, also by a clock that is behind that of the job before
+            now = max(now, after["finished_at"] + timedelta(microseconds=1))
+            place = short_digest([after["verb"], after["run_id"], after["finished_at"].isoformat()])
+        row = _row(
+            run_id=run_id,
+            verb=verb,
+            started_at=started_at,
+            finished_at=now,
+            config=config,
+            table_versions=versions,
+            counts=counts,
+        )
+        self.append_rows(RUNS, row, app=f"runs/after/{place}")
+        if all(entered["run_id"] != run_id for entered in _runs(self, [verb])):
+            raise UserError(MEANWHILE)
 
     def run(self: _Tables, verb: str, run_id: str) -> dict[str, Any] | None:
         """The account of a finished run; None when there is no such run."""
@@ -100,6 +135,12 @@ class Accounts:
         if not rows:
             raise UserError(f"nothing in lake {self.root} yet: run `raycredit ingest` first")
         return rows[-1]
+
+
+def _row(**values: Any) -> pl.DataFrame:
+    """A row of `runs`; what is a mapping becomes JSON."""
+    texts = {k: json.dumps(v, sort_keys=True) for k, v in values.items() if isinstance(v, Mapping)}
+    return pl.DataFrame([values | texts], schema=pl.Schema(RUNS.schema))
 
 
 def _runs(lake: _Tables, verbs: Sequence[str]) -> list[dict[str, Any]]:

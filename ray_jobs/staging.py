@@ -47,6 +47,12 @@ class Plan:
     secret: bytes = field(repr=False)
     now: datetime
     erased: frozenset[str] = frozenset()  # hashes of users whose rows are not to come back
+    found: Mapping[str, int] = field(default_factory=dict)  # the tables' versions at the start
+
+    @property
+    def by(self) -> str:
+        """What this ingest's commits note, so that it can tell them from those of others."""
+        return self.folder.rpartition("/")[2]
 
     def table_of(self, source: str) -> Table:
         """The table that a source maps to."""

@@ -273,7 +273,7 @@ def test_a_crash_between_two_commits_is_made_good_by_the_next_run(
     account = run(lake, sources)
     assert not account.unchanged and lake.read("events").height == 20
     assert {name: lake.version(name) for name in half} == half  # found, not written again
-    monkeypatch.setattr(Lake, "record_run", crash)
+    monkeypatch.setattr(Lake, "record_state", crash)
     month(day=2).write_parquet(raw / "1.parquet")
     with pytest.raises(TypeError):
         run(lake, sources)

@@ -1,0 +1,63 @@
+"""What the commits of the lake's tables say of themselves: who has changed a table, and how."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from models.data.schema import IDENTITIES
+from ray_jobs.account import Part
+from ray_jobs.lake import Lake
+from ray_jobs.storage import filesystem
+
+# What the metadata of commits notes.
+BY = "by"  # the ingest that made it
+COMPACTED = "compacted"  # the files merged
+SPLIT = "split"  # the files split
+ERASURE = "erased"  # user hash → rows removed
+ERASED_PARTS = "erased_parts"  # [[source, period, rows removed], …]
+
+Commit = dict[str, Any]
+
+
+def commits(lake: Lake, table: str, after: int, until: int) -> list[Commit]:
+    """The commits of a table after a version and up to another; what each notes is JSON.
+
+    Read from the log: `DeltaTable.history` of deltalake 1.6.6 counts back from the version of its
+    handle, so that a commit which lands meanwhile shifts the numbers of all.
+    """
+    system, folder = filesystem(lake.url(table, "_delta_log"))
+    found: list[Commit] = []
+    for version in range(after + 1, until + 1):
+        with system.open_input_stream(f"{folder}/{version:020}.json", compression=None) as stream:
+            actions = [json.loads(line) for line in stream.read().splitlines() if line]
+        found += [action["commitInfo"] for action in actions if "commitInfo" in action]
+    return found
+
+
+def changed_by_others(
+    lake: Lake, since: Mapping[str, int], until: Mapping[str, int], own: Callable[[Commit], bool]
+) -> str | None:
+    """A table whose rows another job changed between two versions; None when there is none.
+
+    `own` tells the caller's commits. A table that `since` does not name is new.
+    """
+    for table, version in until.items():
+        for commit in commits(lake, table, since.get(table, -1), version):
+            is_empty = commit["operation"] == "CREATE TABLE"
+            if not (is_empty or {COMPACTED, SPLIT} & commit.keys() or own(commit)):
+                return table
+    return None
+
+
+def erased_rows(lake: Lake, since: Mapping[str, int], until: Mapping[str, int]) -> Counter[Part]:
+    """The rows of each source and period that erasures removed between two versions.
+
+    Where they removed identities alone, which no account counts, that is 0.
+    """
+    gone: Counter[Part] = Counter()
+    for table in since.keys() & until.keys():
+        for commit in commits(lake, table, since[table], until[table]):
+            for source, period, rows in json.loads(commit.get(ERASED_PARTS, "[]")):
+                gone[source, period] += rows if table != IDENTITIES.name else 0
+    return gone
