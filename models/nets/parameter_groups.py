@@ -24,7 +24,8 @@ def parameter_groups(
     """Groups of the parameters that learn, `encoder` being a part of the network.
 
     The encoder's last layer learns at its rate, each layer below at `layer_decay` times that of
-    the one above; the rest of the network at `rate`. Biases, norms and other vectors do not decay.
+    the one above; the rest of the network at `rate`. Vectors do not decay: norms, paces of fading,
+    and biases but for those with a row a modality (`AttentionFusion.bias_MD`, `Alone.bias_MJ`).
     Source of the decay by layer: Howard and Ruder 2018, "Universal language model fine-tuning for
     text classification"; Sun et al. 2019, "How to fine-tune BERT for text classification?".
     """

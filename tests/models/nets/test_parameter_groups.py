@@ -1,9 +1,13 @@
 """Which parameter learns at which rate."""
 
+import re
+from collections.abc import Callable
+
 import pytest
 from torch import nn
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
+from models.nets.network import Network
 from models.nets.parameter_groups import parameter_groups
 
 SIZES = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
@@ -50,3 +54,16 @@ def test_what_does_not_learn_is_in_no_group() -> None:
     encoder = bert()
     encoder.embeddings.requires_grad_(False)
     assert not [name for name in rates(encoder, 0.8) if "embeddings" in name]
+
+
+def test_what_only_shifts_or_scales_does_not_decay(make_network: Callable[..., Network]) -> None:
+    """But for the biases that have a row a modality."""
+    network = make_network()
+    groups = parameter_groups(
+        network, network.text.encoder, rate=0.5, encoder_rate=0.1, layer_decay=1.0, weight_decay=0.3
+    )
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    names = [name for name, p in network.named_parameters() if p.requires_grad]
+    shifts = {name for name in names if re.search(r"bias|norm|scale|log_rate", name.lower())}
+    still = {name for name, p in network.named_parameters() if decay.get(id(p)) == 0}
+    assert still == shifts - {"fusion.bias_MD", "alone.bias_MJ"}
