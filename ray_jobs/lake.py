@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -195,7 +195,7 @@ class Lake(Accounts):
         if self.generation(table.name, app) >= generation:
             return self.version(table.name)
         self._verify(files)
-        self._ensure(table, files)
+        self._ensure(table, files, replace or {})
         actions = [self._action(table.name, file) for file in files]
         hashes = {action.path: file.sha256 for action, file in zip(actions, files, strict=True)}
         notes = {k: json.dumps(v) for k, v in {**(metadata or {}), "sha256": hashes}.items()}
@@ -348,12 +348,16 @@ class Lake(Accounts):
             .iter_rows(named=True)
         ]
 
-    def _ensure(self, table: Table, files: Sequence[DataFile]) -> None:
-        """Create the table, empty, unless it is there; refuse a column of another type."""
+    def _ensure(self, table: Table, files: Sequence[DataFile], replace: Iterable[str]) -> None:
+        """Create the table, empty, unless it is there; refuse a column of another type.
+
+        Its files tell what it is partitioned by, else what is to be replaced does.
+        """
         url = self.url(table.name)
         if not self.exists(table.name):
             by = list(partition_of(files[0].path[len(url) :])) if files else []
-            by = by or [c for c in PARTITIONS if c in table.schema.names]
+            others = [c for c in PARTITIONS if c in table.schema.names and c not in replace]
+            by = by or [*replace, *others]
             DeltaTable.create(url, table.schema, mode="ignore", partition_by=by)
         there = pl.Schema(pa.schema(self._open(table.name).schema().to_arrow()))
         for name, dtype in pl.Schema(table.schema).items():

@@ -127,6 +127,19 @@ def test_a_lake_without_ties_has_no_snapshot(
         assert tables.graph(MONTHS[0]) is None
 
 
+def test_a_first_month_without_ties_is_an_empty_one(
+    tmp_path: Path, world: Frames, demo_config: Config, ray_cluster: None
+) -> None:
+    tables = tables_of(tmp_path / "lake", world, 2)
+    before_all_ties = datetime(2024, 1, 1, tzinfo=UTC)
+    for dates in ([before_all_ties], MONTHS[:1]):
+        graph.publish(config_of(demo_config, 100), tables, dates)
+    none, some = tables.graph(before_all_ties), tables.graph(MONTHS[0])
+    assert none is not None and some is not None
+    assert none.is_empty() and none.schema == some.schema
+    assert some.height > 0
+
+
 def test_labelled_times_need_the_snapshots_of_their_months(
     tmp_path: Path, world: Frames, demo_config: Config, ray_cluster: None
 ) -> None:

@@ -21,6 +21,7 @@ from ray_jobs.tables import ingested
 
 PART = {"source": "shop", "period": "2011-01"}
 TIME = datetime(2011, 1, 1, tzinfo=UTC)
+SCORES = pa.schema([("user_key", pa.int64()), ("as_of_date", pa.string()), ("bucket", pa.int32())])
 
 
 def labels(*values: float) -> pl.DataFrame:
@@ -136,6 +137,12 @@ def test_a_table_without_rows(lake: Lake) -> None:
     assert lake.read("labels").is_empty()
     assert lake.read_if("labels", {}, 0) is not None
     assert lake.read_if("labels", {"events": 1}, 0) is None
+
+
+def test_a_table_whose_first_commit_has_no_file_is_partitioned_as_any_other(lake: Lake) -> None:
+    scores = Table(name="scores", schema=SCORES, key=(), sort=(), required=())
+    lake.replace(scores, app="scores", files=[], where={"as_of_date": "2011-01-01"})
+    assert DeltaTable(lake.url("scores")).metadata().partition_columns == ["as_of_date", "bucket"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter", "other"])
