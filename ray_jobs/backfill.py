@@ -5,6 +5,7 @@ import json
 import os
 from datetime import UTC, date, datetime
 from functools import partial
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -15,6 +16,7 @@ from models.data.history import Baseline, no_events
 from models.data.rows import rows_as_of
 from models.data.schema import Table, UserError
 from models.data.tasks import check_complete, midnight
+from models.scoring import artifact
 from models.scoring.scorer import Scorer
 from ray_jobs import baselines, graph, registry
 from ray_jobs.config import Config
@@ -23,6 +25,8 @@ from ray_jobs.progress import say
 from ray_jobs.snapshot import complete_until
 from ray_jobs.storage import DataFile, filesystem, short_digest
 from ray_jobs.tables import Tables
+
+FORMAT = 2  # raised when the same model and data come to give other scores
 
 
 def backfill(config: Config, tables: Tables) -> dict[str, int]:
@@ -42,7 +46,7 @@ def backfill(config: Config, tables: Tables) -> dict[str, int]:
     if done is not None:
         say(f"backfill: {day} with model {model.sha256[:16]} is already published")
         return done
-    graph.publish(config, tables, [as_of.replace(day=1)])
+    graph.publish(artifact.load_spec(Path(model.path)), tables, [as_of.replace(day=1)])
     make = partial(ScoreBucket, config, tables, model.path, day, run_id)
     results = over_actors(tables.buckets, make, "backfill", config.backfill.workers)
     account = total([counts for _, _, counts in results])
@@ -114,7 +118,8 @@ class ScoreBucket:
         as_of = midnight(self.day)
         users = self.tables.read("identities", bucket, ["user_key"])
         assert users is not None
-        known = self.tables.history(bucket, no_events(), [as_of.replace(day=1)])
+        neighbours = graph.neighbours_of(self.scorer.spec)
+        known = self.tables.history(bucket, no_events(), neighbours, [as_of.replace(day=1)])
         history = dataclasses.replace(known, baseline=baseline)
         rows = rows_as_of(baseline.lifetime["user_key"], as_of)
         scores = self.scorer.score(history, rows)
@@ -131,4 +136,4 @@ class ScoreBucket:
 
 def _identity(sha256: str, versions: dict[str, int], day: date) -> str:
     """What determines the content: the model, the data and the date."""
-    return short_digest([sha256, versions, str(day)])
+    return short_digest([FORMAT, sha256, versions, str(day)])

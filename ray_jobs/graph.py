@@ -36,12 +36,14 @@ from models.data.keys import row_hash
 from models.data.schema import TIMESTAMP, Table, UserError
 from models.data.tasks import Split
 from ray_jobs.exchange import Block, exchange_folder, read_blocks, write_blocks
+from ray_jobs.lake import Lake
 from ray_jobs.parallel import over, total
 from ray_jobs.progress import say
 from ray_jobs.storage import DataFile
-from ray_jobs.tables import Tables
+from ray_jobs.tables import Neighbours, Tables
 
 if TYPE_CHECKING:  # the tasks need no network, whose libraries take as much memory as their rows
+    from models.scoring.artifact import ModelSpec
     from ray_jobs.config import Config
 
 Blocks = tuple[Block, ...]
@@ -52,7 +54,7 @@ _MOST_BLOCKS = 1 << 20  # that the driver keeps track of: buckets² a month
 def graph_table(kinds: tuple[str, ...]) -> Table:
     """The `graph` table: what a user's ties said at the end of a month."""
     measures = [(name, pa.float64()) for name in social_columns(kinds)]
-    origin = [("graph_month", pa.string()), ("bucket", pa.int32())]
+    origin = [("graph_month", pa.string()), ("neighbours", pa.string()), ("bucket", pa.int32())]
     return Table(
         name="graph",
         schema=pa.schema([("user_key", pa.int64()), ("graph_date", TIMESTAMP), *measures, *origin]),
@@ -62,18 +64,34 @@ def graph_table(kinds: tuple[str, ...]) -> Table:
     )
 
 
-def publish(config: "Config", tables: Tables, dates: Sequence[datetime]) -> dict[str, int]:
-    """Publish the snapshots of these dates, unless they are there for this state of the lake.
+def neighbours_of(model: "Config | ModelSpec") -> Neighbours:
+    """Whose outcomes a model is told, be it trained or only configured."""
+    return Neighbours(model.roles.pd, model.features.max_ties_of_a_node)
+
+
+def check(lake: Lake) -> None:
+    """Raise UserError for a table that does not say whose outcomes it tells."""
+    if lake.exists("graph") and "neighbours" not in lake.table("graph").schema.names:
+        raise UserError(
+            f"table graph is of an earlier version: remove {lake.url('graph')}, and it is made anew"
+        )
+
+
+def publish(
+    model: "Config | ModelSpec", tables: Tables, dates: Sequence[datetime]
+) -> dict[str, int]:
+    """Publish the snapshots of these dates for a model, unless they are there for this state of
+    the lake.
 
     The account: `hubs` (nodes with more ties than are counted, each once a month) and
-    `ties_left_out` of what was counted there.
+    `ties_left_out` of what was counted there. Raises UserError as `check` does.
     """
     account = {"hubs": 0, "ties_left_out": 0}
     if "edges" not in tables.versions:
         return account
+    check(tables.lake)
     with exchange_folder(tables.lake.root) as folder:
-        cap = config.features.max_ties_of_a_node
-        work = _Work(tables, folder, len(tables.buckets), cap, config.roles.pd)
+        work = _Work(tables, folder, len(tables.buckets), neighbours_of(model))
         turned = over(tables.buckets, _Turn(work), "graph: other ends")
         kinds = tuple(sorted({kind for found, _ in turned for kind in found}))
         if not kinds:
@@ -117,8 +135,7 @@ class _Work:
     tables: Tables
     folder: str
     buckets: int
-    cap: int  # ties counted at a node
-    task: str  # whose outcomes are counted
+    neighbours: Neighbours
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,7 @@ class _Users:
             time = pl.Datetime("us", "UTC")
             types = (pl.Int64(), pl.Float64(), time)
             return pl.DataFrame(schema=dict(zip(columns, types, strict=True)))
-        return labels.filter(pl.col("task") == work.task).select(columns)
+        return labels.filter(pl.col("task") == work.neighbours.task).select(columns)
 
 
 @dataclass(frozen=True)
@@ -187,7 +204,7 @@ class _Members:
         told = []
         for date in self.dates:
             tied = members(ties, outcomes, date)
-            parts = partial_sums(tied, self.work.cap)
+            parts = partial_sums(tied, self.work.neighbours.cap)
             node = row_hash(parts.select(NODE), "node").alias("node")
             bucket = bucket_of(pl.col("node"), self.work.buckets).alias("bucket")
             placed = parts.with_columns(node).with_columns(bucket).drop("node")
@@ -205,7 +222,7 @@ class _Sums:
     def __call__(self, nodes: _Nodes) -> tuple[dict[int, Block], dict[str, int]]:
         told = [read_blocks([b]).with_columns(bucket=pl.lit(user)) for user, b in nodes.told]
         parts = pl.concat(told)
-        sums = node_sums(parts.drop("bucket"), self.work.cap)
+        sums = node_sums(parts.drop("bucket"), self.work.neighbours.cap)
         asked = parts.select(*NODE, "bucket").unique()
         path = f"{self.work.folder}/sums-{nodes.bucket}-{nodes.month}"
         return write_blocks(asked.join(sums, on=NODE), path), hub_account(sums)
@@ -230,7 +247,7 @@ class _Measures:
                 continue
             tied = members(ties, outcomes, date)
             frame = user_measures(tied, read_blocks(blocks), date, self.kinds)
-            partition = {**_month(date), "bucket": users.bucket}
+            partition = {**self.work.neighbours.month(date), "bucket": users.bucket}
             files.append(self.work.tables.lake.write_part(self.table, frame, partition))
         return files
 
@@ -259,8 +276,9 @@ def _publish_some(
     written = over(answers, _Measures(work, dates, table, kinds), "graph: measures")
     for month, date in enumerate(dates):
         files = [one for files in written if (one := files[month]) is not None]
-        app = f"graph/{date:%Y-%m-%d}"
-        work.tables.lake.replace(table, app=app, files=files, where=_month(date))
+        where = work.neighbours.month(date)
+        app = "/".join([table.name, *where.values()])
+        work.tables.lake.replace(table, app=app, files=files, where=where)
     return [counts for _, counts in summed]
 
 
@@ -278,7 +296,3 @@ def _received(senders: Sequence[int], sent: Sequence[Mapping[int, Block]]) -> Re
 
 def _blocks(received: Received, bucket: int) -> Blocks:
     return tuple(block for _, block in received.get(bucket, ()))
-
-
-def _month(date: datetime) -> dict[str, str]:
-    return {"graph_month": f"{date:%Y-%m-%d}"}

@@ -1,10 +1,10 @@
 """`serve`: the champion behind the scoring endpoint."""
 
-from datetime import datetime
+from functools import partial
+from pathlib import Path
 
-import polars as pl
-
-from ray_jobs import registry
+from models.scoring import artifact
+from ray_jobs import graph, registry
 from ray_jobs.config import Config
 from ray_jobs.serving import app
 from ray_jobs.serving.social import GraphReader
@@ -13,23 +13,21 @@ from ray_jobs.tables import Tables
 
 def start(config: Config, tables: Tables) -> str:
     """Serve the champion on the Ray that this process is connected to; its URL once it answers."""
-    return app.start(config, registry.champion(tables.lake).path, graph=graph_reader(tables))
+    model = registry.champion(tables.lake).path
+    return app.start(config, model, graph=graph_reader(tables, model))
 
 
 def serve_forever(config: Config, tables: Tables) -> None:
     """Serve the champion until interrupted."""
     model = registry.champion(tables.lake).path
-    app.serve_forever(config, model, graph=graph_reader(tables))
+    app.serve_forever(config, model, graph=graph_reader(tables, model))
 
 
-def graph_reader(tables: Tables) -> GraphReader | None:
-    """Reads a month's graph snapshot from the lake; None where there are no edges."""
-    if "edges" not in tables.versions:
-        return None
+def graph_reader(tables: Tables, model: str) -> GraphReader:
+    """Reads a month's graph snapshot from the lake, as it is made for a model's folder.
 
-    def read(date: datetime) -> pl.DataFrame:
-        month = tables.graph(date)
-        assert month is not None
-        return month
-
-    return read
+    Raises UserError for a damaged model, and for a graph of an earlier version.
+    """
+    graph.check(tables.lake)
+    spec = artifact.load_spec(Path(model))
+    return partial(tables.graph, graph.neighbours_of(spec))

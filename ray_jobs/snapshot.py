@@ -136,7 +136,8 @@ class _Bucket:
         rows = training_rows(events, labels, self.config.split)
         check_dates(self.config.split, self.config.tasks, complete_until(self.config), rows)
         check_matured(rows, labels, self.config.split, self.config.tasks)
-        history = self.tables.history(bucket, events, self.graph_dates)
+        neighbours = graph.neighbours_of(self.config)
+        history = self.tables.history(bucket, events, neighbours, self.graph_dates)
         counts = Counter(dict.fromkeys(("rows", "without_events", *ROLES), 0))
         summaries = []
         with _RoleFiles(self.out, bucket) as files:

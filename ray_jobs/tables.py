@@ -11,6 +11,21 @@ from models.data.clean import dedupe
 from models.data.history import History, no_events
 from models.data.schema import LABELS
 from ray_jobs.lake import Lake
+from ray_jobs.storage import short_digest
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Whose outcomes a graph snapshot tells: those of a task, among so many users of a node."""
+
+    task: str
+    cap: int
+
+    def month(self, date: datetime) -> dict[str, str]:
+        """The partition of `graph` for them, as of a month's start."""
+        # a digest: the name of a task need be no folder's
+        own = short_digest([self.task, self.cap])
+        return {"graph_month": f"{date:%Y-%m-%d}", "neighbours": own}
 
 
 @dataclass(frozen=True)
@@ -41,18 +56,23 @@ class Tables:
         labels = self.read("labels", bucket)
         return None if labels is None else dedupe(labels, LABELS)[0]
 
-    def graph(self, date: datetime, bucket: int | None = None) -> pl.DataFrame | None:
-        """The graph snapshot of a month's start, or None where the lake has no edges."""
+    def graph(
+        self, neighbours: Neighbours, date: datetime, bucket: int | None = None
+    ) -> pl.DataFrame | None:
+        """The graph snapshot of a month's start, or None where the lake has no ties."""
         if "edges" not in self.versions or not self.lake.exists("graph"):
             return None
-        where = {"graph_month": f"{date:%Y-%m-%d}"}
-        return self.lake.read("graph", bucket=bucket, where=where)
+        return self.lake.read("graph", bucket=bucket, where=neighbours.month(date))
 
     def history(
-        self, bucket: int, events: pl.DataFrame, graph_dates: Sequence[datetime]
+        self,
+        bucket: int,
+        events: pl.DataFrame,
+        neighbours: Neighbours,
+        graph_dates: Sequence[datetime],
     ) -> History:
         """All that the lake knows of a bucket's users, with the given events as recent ones."""
-        months = [self.graph(date, bucket) for date in graph_dates]
+        months = [self.graph(neighbours, date, bucket) for date in graph_dates]
         known = [month for month in months if month is not None]
         return History(
             recent=events,

@@ -10,8 +10,9 @@ import polars as pl
 DATES_KEPT = 3  # months in memory
 LOOK_AGAIN_S = 300.0  # after which a month that was not there is looked for again
 
-# A date → its whole snapshot: (user_key, graph_date, measures …), no rows where there is none yet.
-GraphReader = Callable[[datetime], pl.DataFrame]
+# A date → its whole snapshot: (user_key, graph_date, measures …); None or no rows where there is
+# none yet.
+GraphReader = Callable[[datetime], pl.DataFrame | None]
 
 
 class SocialLookup:
@@ -46,11 +47,11 @@ class SocialLookup:
             return self._snapshots[date]
         if time.monotonic() < self._absent.get(date, 0.0):
             return None
-        snapshot = self._read(date).sort("user_key")
-        if snapshot.is_empty():
+        snapshot = self._read(date)
+        if snapshot is None or snapshot.is_empty():
             self._absent[date] = time.monotonic() + LOOK_AGAIN_S
             return None
-        self._snapshots[date] = snapshot
+        self._snapshots[date] = snapshot = snapshot.sort("user_key")
         if len(self._snapshots) > DATES_KEPT:
             self._snapshots.popitem(last=False)
         return snapshot

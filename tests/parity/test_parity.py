@@ -21,6 +21,7 @@ from models.scoring.scorer import Scorer
 from models.scoring.trees import Columns
 from ray_jobs import jobs, registry, serve, snapshot
 from ray_jobs.config import Config
+from ray_jobs.graph import neighbours_of
 from ray_jobs.secret import read_secret
 from ray_jobs.serving import api, app, auth, convert
 from ray_jobs.serving.client import requests_of
@@ -89,10 +90,10 @@ def test_backfill_is_the_notebook(
     mixed = pl.concat([events, events.sample(fraction=0.2, seed=1)]).sample(
         fraction=1.0, shuffle=True, seed=2
     )
-    graph = tables.graph(as_of)
-    history = History(mixed, profiles=tables.read("users"), social=graph)
-    rows = number(backfilled.select("user_key", as_of=pl.lit(as_of).cast(pl.Datetime("us", "UTC"))))
     scorer = Scorer.load(registry.champion(tables.lake).path)
+    ties = tables.graph(neighbours_of(scorer.spec), as_of)
+    history = History(mixed, profiles=tables.read("users"), social=ties)
+    rows = number(backfilled.select("user_key", as_of=pl.lit(as_of).cast(pl.Datetime("us", "UTC"))))
     scored = scorer.score(history, rows)
     assert_equal(estimates(scored, demo_run), estimates(backfilled, demo_run), demo_run)
 
@@ -160,15 +161,15 @@ def test_the_expert_reads_the_same_bits_by_every_road(
         return features(seen, spec.stats.vocabulary, spec.features).frame
 
     mixed = events.sample(fraction=1.0, shuffle=True, seed=3)
-    graph = tables.graph(as_of)
+    ties = tables.graph(neighbours_of(spec), as_of)
     notebook = features_of(
-        History(mixed, profiles=tables.read("users"), social=graph),
+        History(mixed, profiles=tables.read("users"), social=ties),
         number(frame.select("user_key", "as_of")),
     )
     np.testing.assert_array_equal(bits_of(notebook, columns), bits)
 
     identities = tables.read("identities")
-    assert identities is not None and graph is not None
+    assert identities is not None and ties is not None
     ids = dict(identities.select("user_key", "user_id").iter_rows())
     users = {key: ids[key] for key in frame["user_key"]}
     terms = api.terms_of(demo_run)
@@ -177,7 +178,7 @@ def test_the_expert_reads_the_same_bits_by_every_road(
         for body in requests_of(users, events, tables.read("users"), as_of)
     ]
     history, rows = convert.to_history(
-        asked, secret=read_secret(demo_run), terms=terms, social=graph
+        asked, secret=read_secret(demo_run), terms=terms, social=ties
     )
     np.testing.assert_array_equal(bits_of(features_of(history, rows), columns), bits)
 

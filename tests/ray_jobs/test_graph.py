@@ -1,5 +1,7 @@
 """Graph snapshots made bucket by bucket are those made at once, and are published once."""
 
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def test_buckets_make_what_is_made_at_once(
     account = graph.publish(config, tables, MONTHS)
     edges, labels = world
     for date in MONTHS:
-        made = tables.graph(date)
+        made = tables.graph(graph.neighbours_of(config), date)
         assert made is not None
         expected = graph_snapshot(edges, labels, date, KINDS, cap)
         assert made.sort("user_key").select(expected.columns).equals(expected)
@@ -106,38 +108,78 @@ def test_a_pass_may_hold_one_month(
 ) -> None:
     monkeypatch.setattr(graph, "_MOST_BLOCKS", 1)
     tables = tables_of(tmp_path / "lake", world, 2)
-    graph.publish(config_of(demo_config, 100), tables, MONTHS[:2])
+    config = config_of(demo_config, 100)
+    graph.publish(config, tables, MONTHS[:2])
     for date in MONTHS[:2]:
-        made = tables.graph(date)
+        made = tables.graph(graph.neighbours_of(config), date)
         assert made is not None and made.height > 0
 
 
 def test_a_lake_without_ties_has_no_snapshot(
     tmp_path: Path, world: Frames, demo_config: Config, ray_cluster: None
 ) -> None:
-    none = (world[0].clear(), world[1])
+    none, config = (world[0].clear(), world[1]), config_of(demo_config, 100)
     for name, tables in (
         ("absent", Tables(Lake(str(tmp_path / "absent")), {}, range(1, 2))),
         ("empty", tables_of(tmp_path / "empty", none, 2)),
     ):
-        assert graph.publish(config_of(demo_config, 100), tables, MONTHS) == {
-            "hubs": 0,
-            "ties_left_out": 0,
-        }, name
-        assert tables.graph(MONTHS[0]) is None
+        assert graph.publish(config, tables, MONTHS) == {"hubs": 0, "ties_left_out": 0}, name
+        assert tables.graph(graph.neighbours_of(config), MONTHS[0]) is None
 
 
 def test_a_first_month_without_ties_is_an_empty_one(
     tmp_path: Path, world: Frames, demo_config: Config, ray_cluster: None
 ) -> None:
     tables = tables_of(tmp_path / "lake", world, 2)
-    before_all_ties = datetime(2024, 1, 1, tzinfo=UTC)
+    config, before_all_ties = config_of(demo_config, 100), datetime(2024, 1, 1, tzinfo=UTC)
     for dates in ([before_all_ties], MONTHS[:1]):
-        graph.publish(config_of(demo_config, 100), tables, dates)
-    none, some = tables.graph(before_all_ties), tables.graph(MONTHS[0])
+        graph.publish(config, tables, dates)
+    neighbours = graph.neighbours_of(config)
+    none = tables.graph(neighbours, before_all_ties)
+    some = tables.graph(neighbours, MONTHS[0])
     assert none is not None and some is not None
     assert none.is_empty() and none.schema == some.schema
     assert some.height > 0
+
+
+def test_models_of_another_task_or_cap_have_graphs_of_their_own(
+    tmp_path: Path, world: Frames, demo_config: Config, ray_cluster: None
+) -> None:
+    edges, labels = world
+    others = labels.with_columns(task=pl.lit("a/b"), value=1 - pl.col("value"))
+    both = pl.concat([labels, others])
+    tables, date = tables_of(tmp_path / "lake", (edges, both), 2), MONTHS[1]
+    config = config_of(demo_config, 100)
+    other = config.roles.model_copy(update={"pd": "a/b"})
+    cases = (
+        (config, labels, 100),
+        (config_of(config, 10_000), labels, 10_000),
+        (config.model_copy(update={"roles": other}), others, 100),
+    )
+    for one, _, _ in cases:
+        graph.publish(one, tables, [date])
+    for one, outcomes, cap in cases:
+        made = tables.graph(graph.neighbours_of(one), date)
+        assert made is not None
+        expected = graph_snapshot(edges, outcomes, date, KINDS, cap)
+        assert made.sort("user_key").select(expected.columns).equals(expected)
+
+
+def test_a_graph_that_does_not_say_whose_outcomes_it_tells_is_refused(
+    tmp_path: Path, world: Frames, demo_config: Config, ray_cluster: None
+) -> None:
+    tables = tables_of(tmp_path / "lake", world, 2)
+    table = graph.graph_table(KINDS)
+    dropped = table.schema.remove(table.schema.get_field_index("neighbours"))
+    old = replace(table, schema=dropped)
+    where = {"graph_month": "2024-04-01"}
+    tables.lake.replace(old, app="graph/2024-04-01", files=[], where=where)
+    with pytest.raises(UserError, match=r"of an earlier version: remove .*/lake/graph, and"):
+        graph.publish(demo_config, tables, MONTHS)
+    shutil.rmtree(tmp_path / "lake" / "graph")
+    graph.publish(demo_config, tables, MONTHS[:1])
+    made = tables.graph(graph.neighbours_of(demo_config), MONTHS[0])
+    assert made is not None and made.height > 0
 
 
 def test_labelled_times_need_the_snapshots_of_their_months(

@@ -1,11 +1,16 @@
 """The main job on a small simulated marketplace: accounts balance, nothing is half published."""
 
 import json
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import BaseModel
 from scipy.special import ndtr
 
 from models.data.schema import UserError
@@ -13,8 +18,9 @@ from models.data.stats import QUANTILES, fit_stats
 from models.data.tasks import ROLES
 from models.scoring.answer import STAMPS, columns
 from models.scoring.evaluation import Evaluation
-from ray_jobs import backfill, jobs, registry, snapshot
+from ray_jobs import backfill, graph, jobs, registry, serve, snapshot
 from ray_jobs.config import Config
+from ray_jobs.lake import Lake
 from ray_jobs.market.world import WORLD_VERSION, world_sha256
 from ray_jobs.simulate import world_of
 from ray_jobs.tables import Tables
@@ -110,6 +116,33 @@ def test_backfill_again_changes_nothing(demo_run: Config, tables: Tables) -> Non
     assert run is not None
     assert again == run["counts"]
     assert tables.lake.version("scores") == version
+
+
+def test_the_graph_is_the_champions_whatever_the_configuration_says(
+    demo_run: Config, tables: Tables, tmp_path: Path
+) -> None:
+    """Backfill makes it and the endpoint reads it; another configuration's lies beside it."""
+    shutil.copytree(demo_run.lake, tmp_path / "lake")
+    own = replace(tables, lake=Lake(str(tmp_path / "lake")))
+    parts: dict[str, tuple[BaseModel, dict[str, object]]] = {
+        "roles": (demo_run.roles, {"pd": "fraud", "fraud": None}),
+        "features": (demo_run.features, {"max_ties_of_a_node": 2}),
+        "backfill": (demo_run.backfill, {"as_of": _day("2024-09-01")}),
+    }
+    edited = demo_run.model_copy(
+        update={name: part.model_copy(update=update) for name, (part, update) in parts.items()}
+    )
+    month = datetime(2024, 9, 1, tzinfo=UTC)
+    champions = serve.graph_reader(own, registry.champion(own.lake).path)
+    others = partial(own.graph, graph.neighbours_of(edited))
+    backfill.backfill(edited, own)
+    made, none = champions(month), others(month)
+    assert made is not None and none is not None
+    assert made.height > 0 and none.is_empty()
+    graph.publish(edited, own, [month])
+    again, other = champions(month), others(month)
+    assert again is not None and other is not None
+    assert again.equals(made) and not other.equals(made)
 
 
 def test_backfill_beyond_the_watermark_is_refused(demo_run: Config, tables: Tables) -> None:
