@@ -59,10 +59,12 @@ class Tables:
     def graph(
         self, neighbours: Neighbours, date: datetime, bucket: int | None = None
     ) -> pl.DataFrame | None:
-        """The graph snapshot of a month's start, or None where the lake has no ties."""
+        """The graph snapshot of a month's start without what its partitions say, or None where
+        the lake has no ties."""
         if "edges" not in self.versions or not self.lake.exists("graph"):
             return None
-        return self.lake.read("graph", bucket=bucket, where=neighbours.month(date))
+        where = neighbours.month(date)
+        return self.lake.read("graph", bucket=bucket, where=where).drop(*where, "bucket")
 
     def history(
         self,
