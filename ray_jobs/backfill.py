@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from models.scoring import artifact
 from models.scoring.scorer import Scorer
 from ray_jobs import baselines, graph, registry
 from ray_jobs.config import Config
-from ray_jobs.parallel import over_actors, total
+from ray_jobs.parallel import over_actors, threads_of, total
 from ray_jobs.progress import say
 from ray_jobs.snapshot import complete_until
 from ray_jobs.storage import DataFile, filesystem, short_digest
@@ -97,7 +96,7 @@ class ScoreBucket:
     """Scores the users of a bucket; made once a worker, with the model loaded."""
 
     def __init__(self, config: Config, tables: Tables, model: str, day: date, run_id: str) -> None:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.backfill.workers))
+        torch.set_num_threads(threads_of(config.backfill.workers))
         self.scorer = Scorer.load(model)
         self.tables, self.day, self.run_id = tables, day, run_id
 

@@ -21,7 +21,7 @@ from models.scoring.scorer import Scorer
 from models.scoring.trees import Columns
 from ray_jobs import registry
 from ray_jobs.config import Config
-from ray_jobs.parallel import over_actors, result_of
+from ray_jobs.parallel import over_actors, result_of, threads_of
 from ray_jobs.progress import say
 from ray_jobs.report.build import write_report
 from ray_jobs.secret import read_secret
@@ -140,7 +140,7 @@ class _ScoreFile:
     """Scores one file of the test role."""
 
     def __init__(self, workers: int, snapshot: str, model: str, out: Path) -> None:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+        torch.set_num_threads(threads_of(workers))
         self.scorer, self.snapshot, self.out = Scorer.load(model), load(Path(snapshot)), out
 
     def __call__(self, file: str) -> Path:

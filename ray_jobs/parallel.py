@@ -1,5 +1,7 @@
 """A function over many units of work as Ray Data tasks, one block a unit, results in order."""
 
+import math
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -47,6 +49,19 @@ def over_actors(
     pool = ActorPoolStrategy(size=min(workers, len(units)))
     work = _work(units, title)
     return _results(work.map(Worker, compute=pool, num_cpus=1))  # type: ignore[arg-type]  # a class
+
+
+def threads_of(workers: int) -> int:
+    """How many threads an actor may have that is one of so many: its node's cores, shared.
+
+    Ray Data spreads actors over the nodes, as many on each as it has CPUs for. So there may be as
+    many here as fall to this node by the number of nodes, or by its CPUs.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    cpus: dict[str, float] = {n["NodeID"]: n["Resources"].get("CPU", 0) for n in alive}
+    nodes, own = sum(n >= 1 for n in cpus.values()), cpus[ray.get_runtime_context().get_node_id()]
+    here = math.ceil(max(workers / nodes, workers * own / sum(cpus.values())))
+    return max(1, (os.cpu_count() or 1) // here)
 
 
 def result_of(task: "ray.ObjectRef[R]") -> R:
