@@ -43,7 +43,8 @@ def evaluate(config: Config, tables: Tables) -> Evaluation:
     experts = {source for stack in spec.stack.values() for source in stack.alone}
     baselines = _baselines.remote(config, snapshot, experts)
     predictions = _predict(config, snapshot, model.path)
-    test = snapshot.read("test").frame
+    labels = [f"y_{name}" for name in config.tasks]
+    test = snapshot.read("test", ["user_key", "as_of", *labels]).frame
     result = evaluation_of(
         test,
         predictions,
@@ -119,7 +120,8 @@ def _currency(config: Config) -> str:
 @ray.remote(num_cpus=1)
 def _baselines(config: Config, snapshot: Snapshot, experts: set[str]) -> Baselines:
     columns = Columns(snapshot.tabular, snapshot.categorical, snapshot.social)
-    frames = {role: snapshot.read(role).frame for role in ROLES}
+    read = [*columns.names, "texts", *(f"y_{name}" for name in config.tasks)]
+    frames = {role: snapshot.read(role, read).frame for role in ROLES}
     return fit_baselines(frames, columns, config.tasks, seed=config.seed, leave_out=experts)
 
 
