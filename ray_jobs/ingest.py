@@ -56,7 +56,7 @@ from ray_jobs.storage import DataFile, filesystem
 
 ORDER = ("rejected", "identities", "users", "protected", "edges", "labels", "events")
 _USERS_COME_FROM = ("events", "users")
-_FORMAT = 2  # of what this job writes: another one means that all files are ingested anew
+_FORMAT = 3  # of what this job writes: another one means that all files are ingested anew
 
 
 def ingest(
