@@ -123,16 +123,17 @@ def test_the_graph_is_the_champions_whatever_the_configuration_says(
 ) -> None:
     """Backfill makes it and the endpoint reads it; another configuration's lies beside it."""
     shutil.copytree(demo_run.lake, tmp_path / "lake")
+    shutil.rmtree(tmp_path / "lake" / "graph")
     own = replace(tables, lake=Lake(str(tmp_path / "lake")))
     parts: dict[str, tuple[BaseModel, dict[str, object]]] = {
         "roles": (demo_run.roles, {"pd": "fraud", "fraud": None}),
         "features": (demo_run.features, {"max_ties_of_a_node": 2}),
-        "backfill": (demo_run.backfill, {"as_of": _day("2024-09-01")}),
+        "backfill": (demo_run.backfill, {"as_of": _day("2024-07-15")}),
     }
     edited = demo_run.model_copy(
         update={name: part.model_copy(update=update) for name, (part, update) in parts.items()}
     )
-    month = datetime(2024, 9, 1, tzinfo=UTC)
+    month = datetime(2024, 7, 1, tzinfo=UTC)
     champions = serve.graph_reader(own, registry.champion(own.lake).path)
     others = partial(own.graph, graph.neighbours_of(edited))
     backfill.backfill(edited, own)
