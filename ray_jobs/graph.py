@@ -154,7 +154,7 @@ class _Users:
     def outcomes(self, work: _Work) -> pl.DataFrame:
         """(user_key, value, matured_at) of the default task; nothing where it has no label rows."""
         columns = ("user_key", "value", "matured_at")
-        labels = work.tables.read("labels", self.bucket, ("task", *columns))
+        labels = work.tables.labels(self.bucket)
         if labels is None:
             time = pl.Datetime("us", "UTC")
             types = (pl.Int64(), pl.Float64(), time)

@@ -89,3 +89,7 @@ def test_memory_is_bounded() -> None:
     assert len(lookup._snapshots) == social.DATES_KEPT
     ask(lookup, [(1, months[-1])])
     assert reader.reads[months[-1]] == 1
+
+
+def test_a_lake_may_have_no_ties_at_all() -> None:
+    assert ask(SocialLookup(lambda _: None), [(1, MAY), (2, JUNE)]) is None
