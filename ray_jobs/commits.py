@@ -10,6 +10,8 @@ from ray_jobs.account import Part
 from ray_jobs.lake import Lake
 from ray_jobs.storage import filesystem
 
+LOG = "_delta_log"  # a table's folder of commits
+
 # What the metadata of commits notes.
 BY = "by"  # the ingest that made it
 COMPACTED = "compacted"  # the files merged
@@ -26,13 +28,19 @@ def commits(lake: Lake, table: str, after: int, until: int) -> list[Commit]:
     Read from the log: `DeltaTable.history` of deltalake 1.6.6 counts back from the version of its
     handle, so that a commit which lands meanwhile shifts the numbers of all.
     """
-    system, folder = filesystem(lake.url(table, "_delta_log"))
-    found: list[Commit] = []
-    for version in range(after + 1, until + 1):
-        with system.open_input_stream(f"{folder}/{version:020}.json", compression=None) as stream:
-            actions = [json.loads(line) for line in stream.read().splitlines() if line]
-        found += [action["commitInfo"] for action in actions if "commitInfo" in action]
-    return found
+    return [
+        action["commitInfo"]
+        for version in range(after + 1, until + 1)
+        for action in actions_of(lake, table, version)
+        if "commitInfo" in action
+    ]
+
+
+def actions_of(lake: Lake, table: str, version: int) -> list[dict[str, Any]]:
+    """The actions of a commit. Raises FileNotFoundError where the log no longer has it."""
+    system, file = filesystem(lake.url(table, LOG, f"{version:020}.json"))
+    with system.open_input_stream(file, compression=None) as stream:
+        return [json.loads(line) for line in stream.read().splitlines() if line]
 
 
 def changed_by_others(

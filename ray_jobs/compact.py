@@ -29,9 +29,9 @@ from ray_jobs.lake import Lake
 from ray_jobs.parallel import over
 from ray_jobs.progress import say
 from ray_jobs.runs import RUNS
-from ray_jobs.storage import DataFile
+from ray_jobs.storage import STAGING_KEPT, DataFile
 from ray_jobs.tombstones import TOMBSTONES
-from ray_jobs.vacuum import STAGING_KEPT, Freed, remove_dead_staging, vacuum, versions_needed
+from ray_jobs.vacuum import Freed, remove_dead_staging, vacuum, versions_needed
 
 File = dict[str, Any]  # as `Lake.files` gives it
 MOST_BYTES = 128 << 20  # of the files merged into one where a partition is not one user bucket

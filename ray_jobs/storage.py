@@ -8,11 +8,11 @@ import itertools
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from pyarrow import fs
 
 from models.data.schema import Table, UserError
 
+STAGING_KEPT = timedelta(days=1)  # a folder in which nothing was written for so long is dead
 _STORES = ("s3", "gs")  # what follows in their URLs is a bucket, and a key as it stands
-_LEFT_S = 24 * 3600.0  # a staged folder in which nothing was written for so long is dead
 _SAMPLE = 10_000  # rows that tell whether a column is worth a dictionary
 
 
@@ -176,8 +176,9 @@ def in_one_step(folder: Path) -> Iterator[Path]:
     Of two jobs that make the same at one time each has its own, and the first one's stays. What
     a killed job left goes when nothing has been written to it for a day.
     """
+    local, oldest = fs.LocalFileSystem(), datetime.now(UTC) - STAGING_KEPT
     for left in folder.parent.glob(f".{folder.name}.*"):
-        if _idle_s(left) > _LEFT_S:
+        if last_written(local, local.get_file_info(str(left))) <= oldest:
             shutil.rmtree(left, ignore_errors=True)
     staged = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     staged.mkdir(parents=True)
@@ -192,9 +193,12 @@ def in_one_step(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _idle_s(folder: Path) -> float:
-    """Seconds since anything in it was written."""
-    return time.time() - max(os.stat(inner).st_mtime for inner, _, _ in os.walk(folder))
+def last_written(system: fs.FileSystem, folder: fs.FileInfo) -> datetime:
+    """When anything was last written in a folder; in an object store folders have no times."""
+    inner = fs.FileSelector(folder.path, allow_not_found=True, recursive=True)
+    times = [info.mtime for info in [folder, *system.get_file_info(inner)]]
+    last: datetime = max(time for time in times if time is not None)
+    return last
 
 
 def short_digest(parts: Any) -> str:

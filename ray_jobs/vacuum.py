@@ -12,13 +12,12 @@ from deltalake import DeltaTable
 from pyarrow import fs
 
 from models.data.schema import UserError
+from ray_jobs.commits import LOG, actions_of
 from ray_jobs.exchange import STAGING
 from ray_jobs.lake import Lake
 from ray_jobs.runs import RUNS
-from ray_jobs.storage import filesystem
+from ray_jobs.storage import STAGING_KEPT, filesystem, last_written
 
-STAGING_KEPT = timedelta(days=1)  # a folder in which nothing was written for so long is dead
-_LOG = "_delta_log"
 _VERSION = re.compile(r"(\d{20})\.")
 
 
@@ -68,7 +67,7 @@ def vacuum(lake: Lake, table: str, keep: Iterable[int], since: datetime) -> Free
     gone = [
         info
         for info in _below(system, filesystem(lake.url(table))[1])
-        if f"/{_LOG}/" not in info.path
+        if f"/{LOG}/" not in info.path
         and _url(lake, info.path) not in needed
         and info.mtime <= since
     ]
@@ -88,18 +87,11 @@ def remove_dead_staging(lake: Lake, now: datetime, kept: timedelta = STAGING_KEP
     dead = [
         folder
         for folder in found
-        if folder.base_name.startswith(STAGING) and _last_written(system, folder) <= now - kept
+        if folder.base_name.startswith(STAGING) and last_written(system, folder) <= now - kept
     ]
     for folder in dead:
         system.delete_dir(folder.path)
     return len(dead)
-
-
-def _last_written(system: fs.FileSystem, folder: fs.FileInfo) -> datetime:
-    """When anything was last written in a folder, which itself has no time in an object store."""
-    times = [info.mtime for info in [folder, *_below(system, folder.path)]]
-    last: datetime = max(time for time in times if time is not None)
-    return last
 
 
 def _below(system: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
@@ -115,15 +107,13 @@ def _url(lake: Lake, path: str) -> str:
 def _history(lake: Lake, table: str) -> tuple[int, dict[int, datetime], dict[int, list[str]]]:
     """The newest version; of each commit that is still there its time, and the files it added."""
     newest = lake.version(table)
-    system, folder = filesystem(lake.url(table, _LOG))
     times: dict[int, datetime] = {}
     added: dict[int, list[str]] = {}
     for version in range(newest, -1, -1):
-        info = system.get_file_info(f"{folder}/{version:020}.json")
-        if info.type != fs.FileType.File:
+        try:
+            actions = actions_of(lake, table, version)
+        except FileNotFoundError:
             break
-        with system.open_input_stream(info.path, compression=None) as stream:
-            actions = [json.loads(line) for line in stream.read().splitlines() if line]
         paths = [unquote(action["add"]["path"]) for action in actions if "add" in action]
         added[version] = [lake.url(table, path) for path in paths]
         for action in actions:
@@ -144,7 +134,7 @@ def _is_there(lake: Lake, table: str, version: int) -> bool:
 
 def _cut_history(lake: Lake, table: str, first: int) -> int:
     """Delete the log before a version, which a checkpoint then stands for; how many files."""
-    system, folder = filesystem(lake.url(table, _LOG))
+    system, folder = filesystem(lake.url(table, LOG))
     entries = [(info, _VERSION.match(info.base_name)) for info in _below(system, folder)]
     before = [info for info, match in entries if match and int(match[1]) < first]
     if before:

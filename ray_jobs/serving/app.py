@@ -184,7 +184,7 @@ def start(
         serve.run(build(config, model, graph=graph, load=load), name=APPLICATION, route_prefix="/")
         _wait_for(url + routes.HEALTH)
     except (RuntimeError, UserError) as error:
-        cause = _cause() if isinstance(error, RuntimeError) else None
+        cause = _cause()
         if not replaces:
             stop()
         raise cause or error from error
