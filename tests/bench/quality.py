@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.scoring import artifact
-from models.scoring.comparison import MODEL, AmountContender, BinaryContender
+from models.scoring.comparison import AmountContender, BinaryContender
 from models.scoring.curves import Value
 from models.scoring.scorer import Scorer
 from models.scoring.stack import NETWORK
@@ -248,13 +248,17 @@ def latest(config: Config) -> tuple[Scorer, Snapshot]:
 def _with_peers(
     config: Config, made: Snapshot, peers: Mapping[str, Predictions]
 ) -> dict[str, Task]:
-    """The tasks of the last evaluation, the peers among the contenders."""
+    """The tasks of the last evaluation, the peers among the contenders, and the network also where
+    it is the model, on which seeds may disagree."""
     tasks: dict[str, Task] = dict(evaluation_of(config).tasks)
     test, scored = made.read("test").frame, scored_rows(config, made)
-    for peer, predictions in peers.items():
-        for name, values in predictions.items():
-            model = estimates(scored, name, config.tasks[name].kind)
-            y = test[f"y_{name}"].cast(float).to_numpy()
+    for name, task in config.tasks.items():
+        model = estimates(scored, name, task.kind)
+        more = {peer: values[name] for peer, values in peers.items() if name in values}
+        if all(one.name != NETWORK for one in tasks[name].contenders):
+            more[NETWORK] = model
+        y = test[f"y_{name}"].cast(float).to_numpy()
+        for peer, values in more.items():
             tasks[name] = with_contender(tasks[name], peer, y, model, values, config.seed)
     return tasks
 
@@ -281,9 +285,8 @@ def summary(name: str, runs: Runs) -> dict[str, Any]:
 
 
 def figures_of(task: Task) -> Figures:
-    """Each contender's figures on a task; the network's also where it is the model."""
-    found = {one.name: _figures(one) for one in task.contenders}
-    return found if NETWORK in found else found | {NETWORK: found[MODEL]}
+    """Each contender's figures on a task."""
+    return {one.name: _figures(one) for one in task.contenders}
 
 
 def _figures(one: BinaryContender | AmountContender) -> dict[str, float]:

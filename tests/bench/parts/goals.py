@@ -17,7 +17,6 @@ from models.scoring.comparison import (
     Difference,
 )
 from models.scoring.curves import Value
-from models.scoring.stack import NETWORK
 
 Task = BinaryTask | AmountTask
 RETAIL, SIMULATED, TAIWAN = "online_retail", "simulated", "taiwan"
@@ -135,8 +134,7 @@ def _differences(data: str, runs: Sequence[Task]) -> list[Check]:
     rivals, least, lower = RIVALS.get(data, ((), 0.0, False))
     rank = "auc" if isinstance(runs[0], BinaryTask) else "spearman"
     checks = []
-    differences = [d for run in runs for d in run.differences]
-    for name in dict.fromkeys(d.against for d in differences if d.of == MODEL):
+    for name in dict.fromkeys(d.against for d in runs[0].differences if d.of == MODEL):
         value = mean(_of(runs, name))
         figure = f"{rank}, model − {name}"
         if name in rivals:
@@ -147,22 +145,12 @@ def _differences(data: str, runs: Sequence[Task]) -> list[Check]:
 
 
 def _of(runs: Sequence[Task], name: str) -> list[Value]:
-    """Each run's difference of the model from a contender, by AUC or Spearman's correlation.
-
-    Where its network is the model, which seeds may disagree on, there is none between them.
-    """
+    """Each run's difference of the model from a contender, by AUC or Spearman's correlation."""
 
     def wanted(d: Difference) -> bool:
         return d.of == MODEL and d.against == name and d.metric in ("auc", "spearman")
 
-    values = []
-    for run in runs:
-        own = [d.difference for d in run.differences if wanted(d)]
-        if not own and name == NETWORK and not any(c.name == NETWORK for c in run.contenders):
-            own = [Value(value=0.0, low=0.0, high=0.0)]
-        values += own[:1]
-    assert len(values) == len(runs), f"a run has no {name}"
-    return values
+    return [next(d.difference for d in run.differences if wanted(d)) for run in runs]
 
 
 def _calibration(runs: Sequence[BinaryTask]) -> list[Check]:

@@ -53,9 +53,10 @@ def test_only_a_rival_has_a_goal() -> None:
 
 
 def test_a_network_that_is_the_model_differs_by_nothing() -> None:
-    apart, other = task_of(1, NETWORK), task_of(2, NETWORK)
-    model = tuple(one for one in other.contenders if one.name == MODEL)
-    alone = other.model_copy(update={"contenders": model, "differences": ()})
+    p = np.random.default_rng(2).random(ROWS)
+    y = (np.random.default_rng(3).random(ROWS) < p).astype(np.float64)
+    model = compare_binary(y, {MODEL: p}, (LIKELY,), seed=1, resamples=50)
+    apart, alone = task_of(1, NETWORK), with_contender(model, NETWORK, y, p, p, seed=1)
     checks = by_figure(checks_of("clothing", [apart, alone]))
     whole = by_figure(checks_of("clothing", [apart]))
     found, one = checks["auc, model − network"].value, whole["auc, model − network"].value
