@@ -10,10 +10,11 @@ import polars as pl
 
 from models.data.schema import UserError
 from models.scoring.calibrate import FloatArray
+from models.scoring.clusters import IntArray
 from models.scoring.fit_calibration import Judged
 from ray_jobs.snapshot import Snapshot
 
-OUTCOME = "outcome"  # in the place of a source, in a file of what was said
+OUTCOME, USER = "outcome", "user"  # in the place of a source, in a file of what was said
 FILE = pl.Schema({"task": pl.String(), "source": pl.String(), "values": pl.List(pl.Float64())})
 
 
@@ -70,11 +71,15 @@ def _write(snapshot: Snapshot, own: pl.Expr, folder: Path) -> dict[str, int]:
 
 
 def write_judged(judged: Judged, path: Path) -> None:
-    """As one file, put in place in one step; which user a row is of is not in it."""
+    """As one file, put in place in one step; it tells which rows are of one user, not of whom."""
     parts = [
         {"task": name, "source": source, "values": values.tolist()}
         for name, own in judged.values.items()
-        for source, values in (*own.items(), (OUTCOME, judged.outcomes[name]))
+        for source, values in (
+            *own.items(),
+            (OUTCOME, judged.outcomes[name]),
+            (USER, judged.users[name]),
+        )
     ]
     staged = path.with_name(f".{path.name}")
     pl.DataFrame(parts, FILE).write_parquet(staged)
@@ -85,9 +90,12 @@ def read_judged(path: Path) -> Judged:
     """What `write_judged` wrote, in its order."""
     values: dict[str, dict[str, FloatArray]] = {}
     outcomes: dict[str, FloatArray] = {}
+    users: dict[str, IntArray] = {}
     for task, source, own in pl.read_parquet(path).iter_rows():
         if source == OUTCOME:
             outcomes[task] = np.array(own, dtype=np.float64)
+        elif source == USER:
+            users[task] = np.array(own, dtype=np.int64)
         else:
             values.setdefault(task, {})[source] = np.array(own, dtype=np.float64)
-    return Judged(values, outcomes)
+    return Judged(values, outcomes, users)

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from models.scoring.clusters import numbered
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 MetricName = Literal[
@@ -125,14 +127,17 @@ def bootstrap(
     *,
     seed: int,
     resamples: int,
+    users: IntArray | None = None,
 ) -> dict[MetricName, FloatArray]:
     """Each metric of each score vector over the same resamples: name → (scores, resamples).
 
-    Rows are drawn with replacement as pairs (Efron and Tibshirani 1993, chapter 6); all scores
-    see the same draw, so their differences are paired.
+    Rows are drawn with replacement as pairs (Efron and Tibshirani 1993, chapter 6), all rows of a
+    user together (`models.scoring.clusters`; None: each row is another's). All scores see the same
+    draw, so their differences are paired.
     """
+    own = np.arange(len(y)) if users is None else numbered(users)
     blocks: dict[MetricName, list[FloatArray]] = {name: [] for name in metrics}
-    for weights in _resampled(len(y), seed, resamples):
+    for weights in _resampled(own, seed, resamples):
         for name in metrics:
             values = [WEIGHTED[name](y, score, weights) for score in scores]
             blocks[name].append(np.stack(values))
@@ -148,16 +153,17 @@ def interval(value: float, replicates: FloatArray) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def _resampled(rows: int, seed: int, resamples: int) -> Iterator[FloatArray]:
-    """Blocks of (r, rows) counts, r summing to `resamples`."""
+def _resampled(own: IntArray, seed: int, resamples: int) -> Iterator[FloatArray]:
+    """Blocks of (r, rows) counts, r summing to `resamples`; `own`: which user, from 0, a row is."""
     rng = np.random.default_rng(seed)
-    block = max(1, CELLS // rows)
+    users = int(own.max()) + 1
+    block = max(1, CELLS // len(own))
     for start in range(0, resamples, block):
         count = min(block, resamples - start)
-        drawn = rng.integers(0, rows, size=(count, rows))
-        drawn += np.arange(count)[:, None] * rows
-        counts = np.bincount(drawn.ravel(), minlength=count * rows)
-        yield counts.reshape(count, rows).astype(np.float64)
+        drawn = rng.integers(0, users, size=(count, users))
+        drawn += np.arange(count)[:, None] * users
+        counts = np.bincount(drawn.ravel(), minlength=count * users)
+        yield counts.reshape(count, users)[:, own].astype(np.float64)
 
 
 def _ties(values: FloatArray) -> tuple[IntArray, IntArray]:

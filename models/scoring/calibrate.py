@@ -18,6 +18,7 @@ from scipy.special import expit, logsumexp, softmax
 
 from models.data.schema import UserError
 from models.data.strict import Strict
+from models.scoring.clusters import IntArray, count_of, standard_error, stratified_folds
 
 FloatArray = NDArray[np.float64]
 Kind = Literal["platt", "beta", "spline"]
@@ -97,26 +98,30 @@ class AmountCalibrator(Strict):
         return np.asarray(self.scale * np.exp(self.exponent * log_ratio), dtype=np.float64)
 
 
-def fit_binary(logit: ArrayLike, y: ArrayLike, *, seed: int, folds: int = 5) -> BinaryCalibrator:
+def fit_binary(
+    logit: ArrayLike, y: ArrayLike, *, users: IntArray | None = None, seed: int, folds: int = 5
+) -> BinaryCalibrator:
     """Fit each kind, keep the simplest within one standard error of the best.
 
-    logit: (N,) finite. y: (N,) of 0 and 1. The standard error is that of the paired difference of
-    the rows' cross-validated log-loss (the one-standard-error rule of Breiman et al. 1984); folds
-    are stratified and seeded. With fewer than two rows of an outcome Platt is taken unseen.
+    logit: (N,) finite. y: (N,) of 0 and 1. users: (N,) whose rows they are, never in two folds
+    (None: each another's). The standard error is that of the paired difference of the rows'
+    cross-validated log-loss (the one-standard-error rule of Breiman et al. 1984); folds are
+    stratified and seeded. With fewer than two users of an outcome Platt is taken unseen.
 
     Raises UserError for no rows, one outcome only, other labels, values that are not finite.
     """
     z, target = _checked_binary(logit, y)
-    rarer = int(min(target.sum(), (1 - target).sum()))
+    own = np.arange(len(z)) if users is None else users
+    rarer = min(count_of(own, target == outcome) for outcome in (0, 1))
     if rarer < 2:
         return _fit_kind("platt", z, target)
-    fold = stratified_folds(target, min(folds, rarer), np.random.default_rng(seed))
+    fold = stratified_folds(target, own, min(folds, rarer), np.random.default_rng(seed))
     losses = {kind: _cross_validated(kind, z, target, fold) for kind in KINDS}
     means = {kind: float(loss.mean()) for kind, loss in losses.items()}
     best = min(KINDS, key=lambda kind: means[kind])
     for kind in KINDS:
         behind = losses[kind] - losses[best]
-        if behind.mean() <= behind.std(ddof=1) / np.sqrt(len(behind)):
+        if behind.mean() <= standard_error(behind, own):
             break
     return _fit_kind(kind, z, target).model_copy(update={"cv_log_loss": means})
 
@@ -247,15 +252,6 @@ def _cross_validated(
         p = _fit_kind(kind, z[~held], y[~held]).apply(z[held])
         loss[held] = -np.where(y[held] == 1, np.log(p), np.log1p(-p))
     return loss
-
-
-def stratified_folds(y: FloatArray, folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """A fold number for each row; each fold gets its share of both outcomes."""
-    fold = np.empty(len(y), dtype=np.int64)
-    for outcome in (0.0, 1.0):
-        rows = np.flatnonzero(y == outcome)
-        fold[rng.permutation(rows)] = np.arange(len(rows)) % folds
-    return fold
 
 
 def _checked_binary(logit: ArrayLike, y: ArrayLike) -> tuple[FloatArray, FloatArray]:

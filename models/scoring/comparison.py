@@ -1,6 +1,7 @@
 """One task's model beside its baselines and, where the truth is known, the oracle.
 
-The arguments are columns (N,) of the test rows; a label is NaN where the outcome is unknown.
+The arguments are columns (N,) of the test rows; a label is NaN where the outcome is unknown, and
+`users` says whose each row is (`models.scoring.clusters`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.data.strict import Strict
 from models.scoring.bootstrap import MetricName, bootstrap, interval
+from models.scoring.clusters import IntArray
 from models.scoring.curves import (
     Bin,
     Curve,
@@ -193,6 +195,7 @@ def compare_binary(
     predictions: Mapping[str, FloatArray],
     cuts: Sequence[Cut],
     *,
+    users: IntArray,
     seed: int,
     resamples: int,
     truth: Truth | None = None,
@@ -210,20 +213,22 @@ def compare_binary(
         seen = np.isfinite(whole)
         everyone = _with_oracle(predictions, truth, seen)
         door = tuple(
-            _binary(name, whole[seen], values[seen], cuts[0], seed, resamples)
+            _binary(name, whole[seen], values[seen], cuts[0], users[seen], seed, resamples)
             for name, values in everyone.items()
         )
     return BinaryTask(
         rows=len(y),
         known=int(known.sum()),
         contenders=tuple(
-            _binary(name, target, values[known], cuts[0], seed, resamples)
+            _binary(name, target, values[known], cuts[0], users[known], seed, resamples)
             for name, values in shown.items()
         ),
-        differences=_differences(y, predictions, ("auc", "log_loss"), seed, resamples),
+        differences=_differences(y, predictions, ("auc", "log_loss"), users, seed, resamples),
         thresholds=tuple(_threshold(target, p, cut) for cut in cuts),
         calibration=rate_bins(target, p),
-        oracle=_against_oracle(y, predictions[MODEL], truth, ("auc", "log_loss"), seed, resamples),
+        oracle=_against_oracle(
+            y, predictions[MODEL], truth, ("auc", "log_loss"), users, seed, resamples
+        ),
         through_the_door=door,
     )
 
@@ -232,6 +237,7 @@ def compare_amount(
     y: FloatArray,
     predictions: Mapping[str, FloatArray],
     *,
+    users: IntArray,
     seed: int,
     resamples: int,
     truth: Truth | None = None,
@@ -242,23 +248,35 @@ def compare_amount(
         return AmountTask(rows=len(y), known=0)
     contenders = []
     for name, values in _with_oracle(predictions, truth, known).items():
-        metrics = amount_metrics(y[known], values[known], seed=seed, resamples=resamples)
+        metrics = amount_metrics(
+            y[known], values[known], users=users[known], seed=seed, resamples=resamples
+        )
         scores = AmountScores.model_validate(metrics.to_dict())
         contenders.append(AmountContender(name=name, scores=scores))
     return AmountTask(
         rows=len(y),
         known=int(known.sum()),
         contenders=tuple(contenders),
-        differences=_differences(y, predictions, ("spearman", "rmse"), seed, resamples),
+        differences=_differences(y, predictions, ("spearman", "rmse"), users, seed, resamples),
         deciles=amount_bins(y[known], predictions[MODEL][known]),
-        oracle=_against_oracle(y, predictions[MODEL], truth, ("spearman", "rmse"), seed, resamples),
+        oracle=_against_oracle(
+            y, predictions[MODEL], truth, ("spearman", "rmse"), users, seed, resamples
+        ),
     )
 
 
 def _binary(
-    name: str, y: FloatArray, p: FloatArray, cut: Cut, seed: int, resamples: int
+    name: str,
+    y: FloatArray,
+    p: FloatArray,
+    cut: Cut,
+    users: IntArray,
+    seed: int,
+    resamples: int,
 ) -> BinaryContender:
-    metrics = binary_metrics(y, p, threshold=cut.probability, seed=seed, resamples=resamples)
+    metrics = binary_metrics(
+        y, p, threshold=cut.probability, users=users, seed=seed, resamples=resamples
+    )
     scores = BinaryScores.model_validate(metrics.to_dict())
     return BinaryContender(name=name, scores=scores, roc=roc(y, p), pr=precision_recall(y, p))
 
@@ -276,6 +294,7 @@ def _differences(
     y: FloatArray,
     predictions: Mapping[str, FloatArray],
     metrics: tuple[MetricName, ...],
+    users: IntArray,
     seed: int,
     resamples: int,
 ) -> tuple[Difference, ...]:
@@ -294,6 +313,7 @@ def _differences(
                     y[known],
                     predictions[one][known],
                     predictions[other][known],
+                    users=users[known],
                     seed=seed,
                     resamples=resamples,
                 )
@@ -309,6 +329,7 @@ def _against_oracle(
     model: FloatArray,
     truth: Truth | None,
     metrics: tuple[MetricName, MetricName],
+    users: IntArray,
     seed: int,
     resamples: int,
 ) -> AgainstOracle | None:
@@ -320,7 +341,13 @@ def _against_oracle(
     target, ours, best = y[rows], model[rows], truth.expected[rows]
     rank, loss = metrics
     chance = 0.5 if rank == "auc" else 0.0
-    draws = bootstrap((rank,), target, (ours, best), seed=seed, resamples=resamples)[rank]
+
+    def drawn(*scores: FloatArray) -> FloatArray:
+        return bootstrap(
+            (rank,), target, scores, users=users[rows], seed=seed, resamples=resamples
+        )[rank]
+
+    draws = drawn(ours, best)
     reached, possible = measure(rank, target, ours), measure(rank, target, best)
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.divide(reached - chance, possible - chance)
@@ -328,13 +355,14 @@ def _against_oracle(
     withheld = {}
     for name, values in truth.withheld.items():
         part = values[rows]
-        replicate = bootstrap((rank,), target, (part,), seed=seed, resamples=resamples)[rank][0]
-        withheld[name] = Value.of(interval(measure(rank, target, part), replicate))
+        withheld[name] = Value.of(interval(measure(rank, target, part), drawn(part)[0]))
     return AgainstOracle(
         rows=int(rows.sum()),
         share=Value.of(interval(float(value), replicates)),
         regret=Value.of(
-            paired_difference(loss, target, ours, best, seed=seed, resamples=resamples)
+            paired_difference(
+                loss, target, ours, best, users=users[rows], seed=seed, resamples=resamples
+            )
         ),
         withheld=withheld,
     )

@@ -14,6 +14,7 @@ from models.data.schema import UserError
 from models.data.strict import Strict
 from models.data.tasks import Roles, Task
 from models.scoring.baselines import Baselines
+from models.scoring.clusters import IntArray, count_of, numbered
 from models.scoring.comparison import (
     MODEL,
     AmountTask,
@@ -131,6 +132,7 @@ def evaluate(
     if scored.is_empty():
         raise UserError("evaluate: no row of the test role was scored")
     at = scored["order"].to_numpy()
+    whose = numbered(scored["user_key"].to_numpy())
     results: dict[str, BinaryTask | AmountTask] = {}
     for name, task in tasks.items():
         y = _floats(scored[f"y_{name}"])
@@ -141,12 +143,12 @@ def evaluate(
         truth = _truth(name, scored, oracle, withheld)
         if task.kind == "amount":
             results[name] = compare_amount(
-                y, contenders, seed=about.seed, resamples=resamples, truth=truth
+                y, contenders, users=whose, seed=about.seed, resamples=resamples, truth=truth
             )
             continue
         cuts = cuts_of(name, roles, scorecard, policy)
         results[name] = compare_binary(
-            y, contenders, cuts, seed=about.seed, resamples=resamples, truth=truth
+            y, contenders, cuts, users=whose, seed=about.seed, resamples=resamples, truth=truth
         )
     users = scored.with_columns(
         pd=pl.col(roles.pd).struct.field("probability"), outcome=pl.col(f"y_{roles.pd}")
@@ -163,7 +165,7 @@ def evaluate(
         weights=modality_table(users),
         training=tuple(_epoch(entry) for entry in training),
         accounts={job: dict(account) for job, account in (accounts or {}).items()},
-        notes=(*baselines.notes, *_notes(test.height, scored.height, results)),
+        notes=(*baselines.notes, *_notes(test.height, whose, results)),
     )
 
 
@@ -236,9 +238,17 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
     return Epoch.model_validate({k: v for k, v in entry.items() if k in Epoch.model_fields})
 
 
-def _notes(rows: int, scored: int, results: Mapping[str, BinaryTask | AmountTask]) -> Iterable[str]:
+def _notes(
+    rows: int, whose: IntArray, results: Mapping[str, BinaryTask | AmountTask]
+) -> Iterable[str]:
+    scored, users = len(whose), count_of(whose, whose >= 0)
     if scored < rows:
         yield f"{rows - scored} of {rows} test rows were not scored and are left out"
+    if users < scored:
+        yield (
+            f"the {scored} test rows are of {users} users: intervals take users whole, but those "
+            "of bins and groups, and the ECE's band, take rows for independent"
+        )
     for name, result in results.items():
         if not result.known:
             yield f"tasks.{name}: no known outcome in the test role"

@@ -2,7 +2,8 @@
 where a training is cross-fitted on those of each fold, as the training without it judges them.
 
 With experts beside the network the same rows choose the weights of all: the stack is a part of the
-calibration, of one parameter more an expert. Shape: N rows with a known outcome.
+calibration, of one parameter more an expert. Users are taken whole, however many rows they have.
+Shape: N rows with a known outcome.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from models.scoring.calibrate import (
     fit_amount,
     fit_binary,
 )
+from models.scoring.clusters import IntArray, numbered, resampled
 from models.scoring.expert import Experts
 from models.scoring.predict import Predictor
 from models.scoring.stack import (
@@ -54,11 +56,13 @@ class Calibration:
 class Judged:
     """What a model's sources say of rows, and what came of these: by task, where it is known.
 
-    `values`: source → (N,) raw values; `outcomes`: (N,).
+    `values`: source → (N,) raw values; `outcomes`: (N,); `users`: (N,) which rows are of one user,
+    as numbers that mean nothing elsewhere.
     """
 
     values: Mapping[str, Values]
     outcomes: Mapping[str, FloatArray]
+    users: Mapping[str, IntArray]
 
 
 def judge(
@@ -76,17 +80,19 @@ def judge(
             values[name][source] = expert.raw(name, seen)
     labels = {name: rows.frame[f"y_{name}"] for name in tasks}
     known = {name: label.is_not_null().to_numpy() for name, label in labels.items()}
+    keys = rows.frame["user_key"].to_numpy()
     return Judged(
         {name: {s: v[known[name]] for s, v in own.items()} for name, own in values.items()},
         {name: label.drop_nulls().to_numpy() for name, label in labels.items()},
+        {name: numbered(keys[own]) for name, own in known.items()},
     )
 
 
 def calibrators_of(judged: Sequence[Judged], tasks: Mapping[str, Task], seed: int) -> Calibration:
     """Calibrators of the network, or of its stack with experts.
 
-    `judged`: of the calibrate role; before it, of the folds. Raises UserError for a task without
-    labels, or with one class only.
+    `judged`: of the calibrate role; before it, of the folds; each has other users.
+    Raises UserError for a task without labels, or with one class only.
     """
     rng = np.random.default_rng(seed)
     calibrators: dict[str, BinaryCalibrator | AmountCalibrator] = {}
@@ -95,14 +101,16 @@ def calibrators_of(judged: Sequence[Judged], tasks: Mapping[str, Task], seed: in
     with threadpool_limits(1, user_api="blas"):  # threads on such small matrices cost 25 times
         for name, task in tasks.items():
             y = np.concatenate([part.outcomes[name] for part in judged])
+            users = _numbered_on([part.users[name] for part in judged])
             sources = judged[0].values[name]
             own = {s: np.concatenate([part.values[name][s] for part in judged]) for s in sources}
             try:
                 if task.kind == "amount":
                     # a net refund is no negative purchase: the amount is what was spent
-                    calibrators[name], stacks[name] = _amount(own, np.maximum(y, 0.0), seed)
+                    amounts = _amount(own, np.maximum(y, 0.0), users, seed)
+                    calibrators[name], stacks[name] = amounts
                     continue
-                binary = _binary(own, y, seed, rng)
+                binary = _binary(own, y, users, seed, rng)
                 calibrators[name], replicates[name], stacks[name] = binary
             except UserError as error:
                 raise UserError(f"tasks.{name}: role calibrate: {error}") from error
@@ -110,10 +118,18 @@ def calibrators_of(judged: Sequence[Judged], tasks: Mapping[str, Task], seed: in
     return Calibration(calibrators, replicates, stacks if stacked else {})
 
 
-def _amount(values: Values, y: FloatArray, seed: int) -> tuple[AmountCalibrator, TaskStack]:
+def _numbered_on(parts: Sequence[IntArray]) -> IntArray:
+    """The users of all parts, those of each counted on from the ones before."""
+    before = np.cumsum([0, *(part.max(initial=-1) + 1 for part in parts[:-1])])
+    return np.concatenate([part + own for part, own in zip(parts, before, strict=True)])
+
+
+def _amount(
+    values: Values, y: FloatArray, users: IntArray, seed: int
+) -> tuple[AmountCalibrator, TaskStack]:
     """The calibrator of an amount, and how its value is made of the sources."""
     alone = {source: fit_amount(value, y) for source, value in values.items()}
-    stacked, loss = choose("amount", values, y, seed)
+    stacked, loss = choose("amount", values, y, users, seed)
     if not stacked:
         return alone[NETWORK], TaskStack(weights=ALONE, cv_loss=loss, alone=alone)
     weights = fit_weights("amount", values, y)
@@ -122,11 +138,11 @@ def _amount(values: Values, y: FloatArray, seed: int) -> tuple[AmountCalibrator,
 
 
 def _binary(
-    values: Values, y: FloatArray, seed: int, rng: np.random.Generator
+    values: Values, y: FloatArray, users: IntArray, seed: int, rng: np.random.Generator
 ) -> tuple[BinaryCalibrator, tuple[BinaryCalibrator, ...], TaskStack]:
     """The calibrator of a probability, its bootstrap replicates, how its value is made."""
-    alone = {source: fit_binary(value, y, seed=seed) for source, value in values.items()}
-    stacked, loss = choose("binary", values, y, seed)
+    alone = {s: fit_binary(value, y, users=users, seed=seed) for s, value in values.items()}
+    stacked, loss = choose("binary", values, y, users, seed)
 
     def weights_of(rows: NDArray[np.int64]) -> Weights:
         own = {source: value[rows] for source, value in values.items()}
@@ -134,13 +150,13 @@ def _binary(
 
     weights = weights_of(np.arange(len(y)))
     value = combine("binary", weights, values)
-    calibrator = fit_binary(value, y, seed=seed) if stacked else alone[NETWORK]
+    calibrator = fit_binary(value, y, users=users, seed=seed) if stacked else alone[NETWORK]
     replicates, shares = [], []
     for _ in range(REPLICATES):
-        sample = rng.integers(0, len(y), len(y))
+        sample = resampled(users, rng)
         if 0 < y[sample].mean() < 1:
             shares.append(weights_of(sample))
             drawn = combine("binary", shares[-1], values)[sample]
-            replicates.append(fit_binary(drawn, y[sample], seed=seed, folds=2))
+            replicates.append(fit_binary(drawn, y[sample], users=users[sample], seed=seed, folds=2))
     stack = TaskStack(weights=weights, replicates=tuple(shares), cv_loss=loss, alone=alone)
     return calibrator, tuple(replicates), stack

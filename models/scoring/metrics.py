@@ -1,14 +1,16 @@
 """Evaluation of probabilities and amounts on the test role, with 95 % intervals.
 
-Labels and predictions are columns (N,). Rank metrics of one class only are NaN; no rows, or
-values out of range, raise UserError.
+Labels and predictions are columns (N,); `users` (N,) says whose the rows are (None: each
+another's), and intervals take users whole. The ECE's band alone takes rows for independent: how
+alike a user's outcomes are, probabilities do not say. Rank metrics of one class only are NaN; no
+rows, or values out of range, raise UserError.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from models.data.schema import UserError
@@ -22,8 +24,8 @@ from models.scoring.bootstrap import (
     interval,
     once,
 )
+from models.scoring.clusters import IntArray, numbered, repeat
 
-IntArray = NDArray[np.int64]
 NAN = float("nan")
 Z_95 = 1.959963984540054
 BINARY: tuple[MetricName, ...] = ("auc", "ks", "pr_auc", "brier", "log_loss")
@@ -79,13 +81,14 @@ def binary_metrics(
     *,
     threshold: float,
     seed: int,
+    users: IntArray | None = None,
     resamples: int = 300,
     bins: int = 10,
 ) -> BinaryMetrics:
     """All metrics of a binary task. y: 0 and 1. p: probabilities. threshold: flagged if p >= it."""
     target, probability = _checked(y, p, binary=True, probability=True)
-    draws = bootstrap(BINARY, target, (probability,), seed=seed, resamples=resamples)
-    intercept, slope = calibration_line(target, probability)
+    draws = bootstrap(BINARY, target, (probability,), seed=seed, resamples=resamples, users=users)
+    intercept, slope = calibration_line(target, probability, users)
     precision, recall, f1 = at_threshold(target, probability, threshold)
     ranged = {name: interval(once(name, target, probability), draws[name][0]) for name in BINARY}
     return BinaryMetrics(
@@ -106,18 +109,23 @@ def binary_metrics(
 
 
 def amount_metrics(
-    y: ArrayLike, predicted: ArrayLike, *, seed: int, resamples: int = 300
+    y: ArrayLike,
+    predicted: ArrayLike,
+    *,
+    seed: int,
+    users: IntArray | None = None,
+    resamples: int = 300,
 ) -> AmountMetrics:
     """All metrics of an amount task. y, predicted: amounts in one unit."""
     target, amount = _checked(y, predicted, binary=False, probability=False)
-    draws = bootstrap(AMOUNT, target, (amount,), seed=seed, resamples=resamples)
+    draws = bootstrap(AMOUNT, target, (amount,), seed=seed, resamples=resamples, users=users)
     ranged = {name: interval(once(name, target, amount), draws[name][0]) for name in AMOUNT}
     return AmountMetrics(
         rows=len(target),
         mean_actual=float(target.mean()),
         mean_predicted=float(amount.mean()),
         **ranged,
-        calibration_slope=amount_calibration_slope(target, amount),
+        calibration_slope=amount_calibration_slope(target, amount, users),
     )
 
 
@@ -133,39 +141,49 @@ def paired_difference(
     second: ArrayLike,
     *,
     seed: int,
+    users: IntArray | None = None,
     resamples: int = 1000,
 ) -> Interval:
     """metric(first) - metric(second), with the percentile interval of the paired bootstrap."""
     target, a = _for_metric(metric, y, first)
     _, b = _for_metric(metric, y, second)
-    replicates = bootstrap((metric,), target, (a, b), seed=seed, resamples=resamples)[metric]
+    draws = bootstrap((metric,), target, (a, b), seed=seed, resamples=resamples, users=users)
     difference = once(metric, target, a) - once(metric, target, b)
-    return interval(difference, replicates[0] - replicates[1])
+    return interval(difference, draws[metric][0] - draws[metric][1])
 
 
-def calibration_line(y: ArrayLike, p: ArrayLike) -> tuple[Interval, Interval]:
+def calibration_line(
+    y: ArrayLike, p: ArrayLike, users: IntArray | None = None
+) -> tuple[Interval, Interval]:
     """(intercept, slope) of the logistic regression of y on logit p (Cox 1958); ideal 0 and 1.
 
-    A slope below 1: predictions too extreme. Wald intervals. NaN if all outcomes or all
-    predictions are equal, or the outcomes are separated.
+    A slope below 1: predictions too extreme. Wald intervals, by the model's variance or, where
+    users have several rows, by the sandwich over users (Liang and Zeger 1986). NaN if all outcomes
+    or all predictions are equal, or the outcomes are separated.
     """
     target, probability = _checked(y, p, binary=True, probability=True)
     held = np.clip(probability, EPSILON, 1 - EPSILON)
-    return _line(np.log(held) - np.log1p(-held), target, "logistic")
+    own = np.arange(len(target)) if users is None else numbered(users)
+    sandwich = own if repeat(own) else None
+    return _line(np.log(held) - np.log1p(-held), target, "logistic", sandwich)
 
 
-def amount_calibration_slope(y: ArrayLike, predicted: ArrayLike) -> Interval:
+def amount_calibration_slope(
+    y: ArrayLike, predicted: ArrayLike, users: IntArray | None = None
+) -> Interval:
     """b of ln E[y] = a + b·ln(predicted), rows with predicted > 0; ideal 1.
 
-    Poisson quasi-likelihood with the sandwich variance (Gourieroux, Monfort and Trognon 1984), as
-    amounts vary more than counts. NaN where there is nothing to fit.
+    Poisson quasi-likelihood with the sandwich variance (Gourieroux, Monfort and Trognon 1984) over
+    users, as amounts vary more than counts. NaN where there is nothing to fit.
     """
     target, amount = _checked(y, predicted, binary=False, probability=False)
     usable = amount > 0
     if not usable.any():
         return Interval(NAN, NAN, NAN)
     mean = float(np.abs(target[usable]).mean()) or 1.0  # free of the currency's unit
-    return _line(np.log(amount[usable]), target[usable] / mean, "poisson")[1]
+    own = np.arange(len(target)) if users is None else users
+    sandwich = numbered(own[usable])
+    return _line(np.log(amount[usable]), target[usable] / mean, "poisson", sandwich)[1]
 
 
 def ece(y: ArrayLike, p: ArrayLike, *, bins: int = 10) -> float:
@@ -244,11 +262,14 @@ def equal_mass(p: FloatArray, bins: int) -> tuple[IntArray, IntArray]:
 
 
 def _line(
-    x: FloatArray, y: FloatArray, family: Literal["logistic", "poisson"]
+    x: FloatArray,
+    y: FloatArray,
+    family: Literal["logistic", "poisson"],
+    sandwich: IntArray | None,
 ) -> tuple[Interval, Interval]:
     """(intercept, slope) of E[y] = g(a + b·x): Newton's method with halved steps.
 
-    Model variance for the logistic family, sandwich variance for the Poisson one.
+    `sandwich`: the users, from 0, over whom the variance is taken; None: the model's variance.
     """
     unknown = Interval(NAN, NAN, NAN)
     if np.ptp(x) == 0 or _unbounded(x, y, family):
@@ -272,8 +293,11 @@ def _line(
     else:
         return unknown, unknown
     covariance = np.linalg.inv(information)
-    if family == "poisson":
-        covariance = covariance @ _gram(design, (y - mean) ** 2) @ covariance
+    if sandwich is not None:
+        score = design * (y - mean)[:, None]
+        sums = np.zeros((int(sandwich.max()) + 1, 2))
+        np.add.at(sums, sandwich, score)
+        covariance = covariance @ _gram(sums, np.ones(len(sums))) @ covariance
     back = np.array([[1.0, -centre / spread], [0.0, 1.0 / spread]])
     estimate, error = back @ theta, np.sqrt(np.diag(back @ covariance @ back.T))
     intercept, slope = (

@@ -20,8 +20,8 @@ from models.scoring.calibrate import (
     PRIOR_PRECISION,
     AmountCalibrator,
     BinaryCalibrator,
-    stratified_folds,
 )
+from models.scoring.clusters import IntArray, count_of, standard_error, stratified_folds
 
 FloatArray = NDArray[np.float64]
 Values = Mapping[str, FloatArray]  # source → raw values: logits, or amounts
@@ -77,24 +77,27 @@ def fit_weights(kind: Kind, values: Values, y_N: FloatArray) -> Weights:
     return {source: share for source, share in shares if share}
 
 
-def choose(kind: Kind, values: Values, y_N: FloatArray, seed: int) -> tuple[bool, dict[str, float]]:
+def choose(
+    kind: Kind, values: Values, y_N: FloatArray, users: IntArray, seed: int
+) -> tuple[bool, dict[str, float]]:
     """Whether the stack is better than the network alone, and the cross-validated loss of both.
 
     The loss is that of the likelihood; the network stays alone unless it is behind by more than
     one standard error of the paired difference (the one-standard-error rule, as for the family of
-    a calibrator). With too few rows to tell, it stays alone: of a probability each fold needs both
-    outcomes, of an amount one above 0.
+    a calibrator). `users`: (N,) whose rows they are, never in two folds. With too few to tell, it
+    stays alone: of a probability each fold needs both outcomes, of an amount one above 0.
     """
-    some, none = np.count_nonzero(y_N), np.count_nonzero(y_N == 0)
+    some, none = count_of(users, y_N != 0), count_of(users, y_N == 0)
     enough = (some if kind == "amount" else min(some, none)) >= FOLDS
     if len(values) == 1 or not enough:
         return False, {}
-    fold = stratified_folds((y_N > 0).astype(np.float64), FOLDS, np.random.default_rng(seed))
+    above = (y_N > 0).astype(np.float64)
+    fold = stratified_folds(above, users, FOLDS, np.random.default_rng(seed))
     x_SN = _stacked(kind, values)
     alone = _held_out(kind, x_SN[:1], y_N, fold)
     stack = _held_out(kind, x_SN, y_N, fold)
     gain = alone - stack
-    better = gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain))
+    better = gain.mean() > standard_error(gain, users)
     return bool(better), {"network": float(alone.mean()), "stack": float(stack.mean())}
 
 

@@ -259,7 +259,9 @@ def _with_peers(
             more[NETWORK] = model
         y = test[f"y_{name}"].cast(float).to_numpy()
         for peer, values in more.items():
-            tasks[name] = with_contender(tasks[name], peer, y, model, values, config.seed)
+            tasks[name] = with_contender(
+                tasks[name], peer, y, model, values, test["user_key"].to_numpy(), config.seed
+            )
     return tasks
 
 

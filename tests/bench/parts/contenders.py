@@ -7,6 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from models.data.tasks import Kind
+from models.scoring.clusters import IntArray
 from models.scoring.comparison import MODEL, AmountTask, BinaryTask, compare_amount, compare_binary
 from models.scoring.evaluation import LIKELY, RESAMPLES, Evaluation
 from ray_jobs.config import Config
@@ -39,15 +40,16 @@ def with_contender(
     y: FloatArray,
     model: FloatArray,
     values: FloatArray,
+    users: IntArray,
     seed: int,
 ) -> BinaryTask | AmountTask:
     """The task with one contender more; all columns are of the test rows, `y` NaN if unknown."""
     two = {MODEL: model, name: values}
     found: BinaryTask | AmountTask
     if isinstance(task, AmountTask):
-        found = compare_amount(y, two, seed=seed, resamples=RESAMPLES)
+        found = compare_amount(y, two, users=users, seed=seed, resamples=RESAMPLES)
     else:
-        found = compare_binary(y, two, (LIKELY,), seed=seed, resamples=RESAMPLES)
+        found = compare_binary(y, two, (LIKELY,), users=users, seed=seed, resamples=RESAMPLES)
     more = {
         "contenders": (*task.contenders, *(one for one in found.contenders if one.name == name)),
         "differences": (*task.differences, *found.differences),

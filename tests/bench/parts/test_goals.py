@@ -13,6 +13,7 @@ from tests.bench.parts.contenders import with_contender
 from tests.bench.parts.goals import TUNED, Check, checks_of, mean, over_folds, withheld_checks
 
 ROWS = 1500
+USERS = np.arange(ROWS)
 
 
 def task_of(seed: int, rival: str, *, rival_is_better: bool = False) -> BinaryTask:
@@ -22,8 +23,8 @@ def task_of(seed: int, rival: str, *, rival_is_better: bool = False) -> BinaryTa
     y = (rng.random(ROWS) < true).astype(np.float64)
     blurred = 1 / (1 + np.exp(-rng.normal(size=ROWS)))
     model, other = (blurred, true) if rival_is_better else (true, blurred)
-    task = compare_binary(y, {MODEL: model}, (LIKELY,), seed=1, resamples=50)
-    more = with_contender(task, rival, y, model, other, seed=1)
+    task = compare_binary(y, {MODEL: model}, (LIKELY,), users=USERS, seed=1, resamples=50)
+    more = with_contender(task, rival, y, model, other, USERS, seed=1)
     assert isinstance(more, BinaryTask)
     return more
 
@@ -55,8 +56,8 @@ def test_only_a_rival_has_a_goal() -> None:
 def test_a_network_that_is_the_model_differs_by_nothing() -> None:
     p = np.random.default_rng(2).random(ROWS)
     y = (np.random.default_rng(3).random(ROWS) < p).astype(np.float64)
-    model = compare_binary(y, {MODEL: p}, (LIKELY,), seed=1, resamples=50)
-    apart, alone = task_of(1, NETWORK), with_contender(model, NETWORK, y, p, p, seed=1)
+    model = compare_binary(y, {MODEL: p}, (LIKELY,), users=USERS, seed=1, resamples=50)
+    apart, alone = task_of(1, NETWORK), with_contender(model, NETWORK, y, p, p, USERS, 1)
     checks = by_figure(checks_of("clothing", [apart, alone]))
     whole = by_figure(checks_of("clothing", [apart]))
     found, one = checks["auc, model − network"].value, whole["auc, model − network"].value

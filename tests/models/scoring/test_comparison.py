@@ -16,6 +16,7 @@ from models.scoring.curves import Value
 from models.scoring.metrics import measure
 
 N = 800
+USERS = np.arange(N)
 CUTS = (Cut("declined", 0.3, 70.0), Cut("not approved", 0.1, 90.0))
 Floats = NDArray[np.float64]
 
@@ -36,7 +37,8 @@ def truth(p: Floats, y: Floats, hidden: NDArray[np.bool_] | None = None) -> Trut
 
 
 def compare(y: Floats, predictions: dict[str, Floats], told: Truth | None = None) -> BinaryTask:
-    return compare_binary(y, predictions, CUTS, seed=1, resamples=60, truth=told)
+    users = np.arange(len(y))
+    return compare_binary(y, predictions, CUTS, users=users, seed=1, resamples=60, truth=told)
 
 
 def test_the_oracle_reaches_all_of_itself(world: tuple[Floats, Floats, Floats]) -> None:
@@ -131,7 +133,7 @@ def test_amounts(world: tuple[Floats, Floats, Floats]) -> None:
         withheld={"without_text": rng.permutation(mean)},
     )
     predictions = {"model": mean * 1.1, "constant": np.full(N, 30.0)}
-    result = compare_amount(y, predictions, seed=1, resamples=60, truth=told)
+    result = compare_amount(y, predictions, users=USERS, seed=1, resamples=60, truth=told)
     assert [c.name for c in result.contenders] == ["model", "constant", "oracle"]
     assert result.oracle is not None and result.oracle.share.value == pytest.approx(1)
     assert abs(result.oracle.withheld["without_text"].value) < 0.2
@@ -139,7 +141,7 @@ def test_amounts(world: tuple[Floats, Floats, Floats]) -> None:
     assert by_metric["rmse"].verdict == "better"  # the lower the better
     assert by_metric["spearman"].verdict == "unknown"  # a constant ranks nobody
     assert sum(b.rows for b in result.deciles) == np.isfinite(y).sum()
-    nobody = compare_amount(np.full(N, np.nan), predictions, seed=1, resamples=60)
+    nobody = compare_amount(np.full(N, np.nan), predictions, users=USERS, seed=1, resamples=60)
     assert nobody.known == 0 and nobody.contenders == ()
 
 

@@ -179,6 +179,36 @@ def test_one_user(given: dict[str, Any]) -> None:
     assert result.users == 1 and result.grades[-1].approval_rate == 1
 
 
+def test_users_of_several_rows_are_taken_whole(given: dict[str, Any]) -> None:
+    """Four rows of a user, which say the same, tell no more of the model than one."""
+    times = pl.concat(
+        given["test"].with_columns(
+            row=pl.col("row") + k * N, as_of=pl.col("as_of") + pl.duration(days=k)
+        )
+        for k in range(4)
+    )
+    predictions = given["predictions"]
+    again = given | {
+        "test": times,
+        "predictions": pl.concat(
+            predictions.with_columns(row=pl.col("row") + k * N) for k in range(4)
+        ),
+        "baselines": Baselines({}),
+        "oracle": None,
+        "resamples": 200,
+    }
+    found, note = evaluate(**again), f"the {4 * N} test rows are of {N} users: intervals take"
+    assert any(one.startswith(note) for one in found.notes)
+    once = evaluate(**given | {"baselines": Baselines({}), "oracle": None, "resamples": 200})
+    assert not once.notes
+    for task, metric in (("default", "auc"), ("spend", "spearman")):
+        widths = []
+        for one in (once, found):
+            value = getattr(one.tasks[task].contenders[0].scores, metric)
+            widths.append(value.high - value.low)
+        assert widths[1] == pytest.approx(widths[0], rel=0.2)
+
+
 def test_nobody_scored(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="no row of the test role was scored"):
         evaluate(**{**given, "predictions": given["predictions"].clear()})

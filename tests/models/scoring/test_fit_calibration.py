@@ -1,6 +1,7 @@
 """Calibrators of a network: each task's own rows, clear words when a task has too few."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -42,6 +43,7 @@ def world(**labels: list[float | None]) -> tuple[Predictor, Features]:
     logit, amount = rng.normal(-1, 1, ROWS), rng.lognormal(3, 0.5, ROWS)
     frame = pl.DataFrame(
         {
+            "user_key": np.arange(ROWS),
             "y_default": (rng.random(ROWS) < expit(logit - 1)).astype(float),
             "y_spend": 2 * amount * rng.binomial(1, 0.7, ROWS) / 0.7,
         }
@@ -155,10 +157,29 @@ def test_rows_in_parts_calibrate_as_in_one() -> None:
         Judged(
             {n: {s: v[part] for s, v in own.items()} for n, own in whole.values.items()},
             {n: y[part] for n, y in whole.outcomes.items()},
+            {n: np.arange(len(y[part])) for n, y in whole.outcomes.items()},
         )
         for part in (slice(0, cut), slice(cut, None))
     ]
     assert calibrators_of(parts, TASKS, 1) == calibrators_of([whole], TASKS, 1)
+
+
+def test_a_user_of_several_rows_is_one() -> None:
+    """Folds and bootstrap samples of rows that are there four times know no more than of one."""
+    once = judge(*world(), TASKS)
+    many = Judged(
+        {n: {s: np.repeat(v, 4) for s, v in own.items()} for n, own in once.values.items()},
+        {n: np.repeat(y, 4) for n, y in once.outcomes.items()},
+        {n: np.repeat(users, 4) for n, users in once.users.items()},
+    )
+
+    def spread(judged: Judged) -> float:
+        replicates = calibrators_of([judged], TASKS, 1).replicates["default"]
+        return float(np.std([one.log_odds([-1.0])[0] for one in replicates]))
+
+    blind = replace(many, users={n: np.arange(len(y)) for n, y in many.outcomes.items()})
+    assert 0.7 < spread(many) / spread(once) < 1.4
+    assert spread(blind) < 0.7 * spread(once)
 
 
 class Hint:
@@ -180,7 +201,7 @@ def test_an_expert_has_a_say_where_it_helps(helps: bool) -> None:
     seen, unseen = rng.normal(size=(2, 4 * ROWS))
     said = unseen if helps else rng.permutation(unseen)
     y = (rng.random(4 * ROWS) < expit(seen + unseen - 1)).astype(float)
-    frame = pl.DataFrame({"y_default": y, "hint": said})
+    frame = pl.DataFrame({"user_key": np.arange(len(y)), "y_default": y, "hint": said})
     rows = Features(frame, tabular=("hint",), categorical=(), social=())
     predictor = cast(Predictor, Fixed({"default": seen}))
     experts = cast(Experts, {LIGHTGBM: Hint()})

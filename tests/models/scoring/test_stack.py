@@ -10,6 +10,7 @@ from models.data.tasks import Kind
 from models.scoring.stack import ALONE, NETWORK, choose, combine, fit_weights
 
 N = 3000
+EACH = np.arange(N)  # each row is of another user
 LIGHTGBM = "lightgbm"
 Floats = np.ndarray
 
@@ -32,7 +33,7 @@ def test_sources_that_know_different_things_share_the_weight(kind: Kind) -> None
     weights = fit_weights(kind, values, y)
     assert sum(weights.values()) == pytest.approx(1)
     assert weights[NETWORK] == pytest.approx(0.5, abs=0.08)
-    better, loss = choose(kind, values, y, seed=1)
+    better, loss = choose(kind, values, y, EACH, seed=1)
     assert better and loss["stack"] < loss["network"]
 
 
@@ -41,7 +42,7 @@ def test_a_source_that_knows_nothing_has_little_weight_and_is_not_chosen(kind: K
     values, y = world(kind, 0.1, 0.1)
     values[LIGHTGBM] = np.random.default_rng(9).permutation(values[LIGHTGBM])
     assert fit_weights(kind, values, y).get(LIGHTGBM, 0.0) < 0.1
-    assert not choose(kind, values, y, seed=1)[0]
+    assert not choose(kind, values, y, EACH, seed=1)[0]
 
 
 def test_a_source_that_is_wrong_has_no_weight_at_all() -> None:
@@ -52,7 +53,7 @@ def test_a_source_that_is_wrong_has_no_weight_at_all() -> None:
 def test_the_same_source_twice_is_not_better_than_once() -> None:
     values, y = world("binary", 0.1, 0.1)
     twice = {**values, LIGHTGBM: values[NETWORK]}
-    assert not choose("binary", twice, y, seed=1)[0]
+    assert not choose("binary", twice, y, EACH, seed=1)[0]
     weights = fit_weights("binary", twice, y)
     np.testing.assert_allclose(combine("binary", weights, twice), values[NETWORK])
 
@@ -61,8 +62,8 @@ def test_with_few_outcomes_the_network_stays_alone() -> None:
     values, y = world("binary", 0.1, 0.1)
     rare = np.zeros(N)
     rare[:4] = 1
-    assert choose("binary", values, rare, seed=1) == (False, {})
-    assert choose("binary", {NETWORK: values[NETWORK]}, y, seed=1) == (False, {})
+    assert choose("binary", values, rare, EACH, seed=1) == (False, {})
+    assert choose("binary", {NETWORK: values[NETWORK]}, y, EACH, seed=1) == (False, {})
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 4])
@@ -71,10 +72,10 @@ def test_amounts_need_no_zeros_to_be_stacked(zeros: int) -> None:
     bought = y > 0
     own = {source: value[bought] for source, value in values.items()}
     y = np.where(np.arange(bought.sum()) < zeros, 0.0, y[bought])
-    better, loss = choose("amount", own, y, seed=1)
+    better, loss = choose("amount", own, y, EACH[bought], seed=1)
     assert better and loss["stack"] < loss["network"]
     rare = np.where(np.arange(len(y)) < 4, 20.0, 0.0)
-    assert choose("amount", own, rare, seed=1) == (False, {})
+    assert choose("amount", own, rare, EACH[bought], seed=1) == (False, {})
 
 
 def test_nobody_knows_anything() -> None:
