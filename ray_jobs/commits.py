@@ -3,12 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from models.data.schema import IDENTITIES
 from ray_jobs.account import Part
 from ray_jobs.lake import Lake
-from ray_jobs.storage import filesystem
+from ray_jobs.storage import FILES_AT_ONCE, filesystem
 
 LOG = "_delta_log"  # a table's folder of commits
 
@@ -28,12 +30,9 @@ def commits(lake: Lake, table: str, after: int, until: int) -> list[Commit]:
     Read from the log: `DeltaTable.history` of deltalake 1.6.6 counts back from the version of its
     handle, so that a commit which lands meanwhile shifts the numbers of all.
     """
-    return [
-        action["commitInfo"]
-        for version in range(after + 1, until + 1)
-        for action in actions_of(lake, table, version)
-        if "commitInfo" in action
-    ]
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        several = pool.map(partial(actions_of, lake, table), range(after + 1, until + 1))
+        return [action["commitInfo"] for own in several for action in own if "commitInfo" in action]
 
 
 def actions_of(lake: Lake, table: str, version: int) -> list[dict[str, Any]]:

@@ -300,7 +300,7 @@ def _publish_part(
     plan: Plan, table: Table, part: Part, content: str, staged: Sequence[DataFile]
 ) -> None:
     lake, where = plan.lake, {"source": part[0], "period": part[1]}
-    files = [lake.adopt(file, plan.folder) for file in staged]
+    files = lake.adopt(staged, plan.folder)
     app = application(table.name, part)
     note = {"content": content, BY: plan.by}
     lake.replace(table, app=app, files=files, where=where, metadata=note)

@@ -29,6 +29,7 @@ from models.data.clean import each_once
 from models.data.schema import PARTITIONS, Table, UserError
 from ray_jobs.runs import RUNS, Accounts
 from ray_jobs.storage import (
+    FILES_AT_ONCE,
     DataFile,
     absolute,
     digest_if_there,
@@ -45,7 +46,6 @@ from ray_jobs.storage import (
 __all__ = ["RUNS", "DataFile", "Lake", "read_file", "write_file"]
 
 _ATTEMPTS = 20  # races that a commit may lose; after each the table is looked at again
-_HASHING_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,17 @@ class Lake(Accounts):
         put(content, path)
         return DataFile(path, frame.height, len(content), digest)
 
-    def adopt(self, file: DataFile, root: str) -> DataFile:
-        """Move a data file written under another root into this lake; not yet published."""
-        assert file.path.startswith(f"{root}/"), f"{file.path} is not in {root}"
-        path = self.url(file.path.removeprefix(f"{root}/"))
-        move(file.path, path)
-        return dataclasses.replace(file, path=path)
+    def adopt(self, files: Sequence[DataFile], root: str) -> list[DataFile]:
+        """Move data files written under another root into this lake; not yet published."""
+
+        def moved(file: DataFile) -> DataFile:
+            assert file.path.startswith(f"{root}/"), f"{file.path} is not in {root}"
+            path = self.url(file.path.removeprefix(f"{root}/"))
+            move(file.path, path)
+            return dataclasses.replace(file, path=path)
+
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            return list(pool.map(moved, files))
 
     def generation(self, table: str, app: str, version: int | None = None) -> int:
         """The generation of an application published last (or by a version); 0: there is none."""
@@ -369,7 +374,7 @@ class Lake(Accounts):
 
     def _verify(self, files: Sequence[DataFile]) -> None:
         """Every file lies where it should and is what was written."""
-        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
             digests = pool.map(digest_if_there, [file.path for file in files])
             for file, found in zip(files, digests, strict=True):
                 if found != (file.bytes, file.sha256):

@@ -24,6 +24,7 @@ from pyarrow import fs
 from models.data.schema import Table, UserError
 
 STAGING_KEPT = timedelta(days=1)  # a folder in which nothing was written for so long is dead
+FILES_AT_ONCE = 8  # that a process reads or moves: an object store answers each slowly
 _STORES = ("s3", "gs")  # what follows in their URLs is a bucket, and a key as it stands
 _SAMPLE = 10_000  # rows that tell whether a column is worth a dictionary
 

@@ -193,7 +193,7 @@ def test_a_lake_in_s3(lake: Lake, s3: Any) -> None:
     assert lake.exists("labels") and lake.holds("labels", [file], PART)
     assert lake.generation("labels", "a") == 1 and lake.versions() == {"labels": 1}
     staged = part(Lake(lake.url("_staging")), 2.0, 3.0)
-    adopted = lake.adopt(staged, lake.url("_staging"))
+    (adopted,) = lake.adopt([staged], lake.url("_staging"))
     assert keys(s3, "lake/_staging/labels/source=shop/period=2011-01/bucket=4/p") == []
     lake.replace(LABELS, app="a", files=[adopted], where=PART)
     assert lake.read("labels")["value"].to_list() == [2.0, 3.0]
