@@ -30,9 +30,8 @@ from models.nets.int8 import exact
 from models.nets.text import encoder_path, load_tokenizer
 from ray_jobs import jobs, snapshot
 from ray_jobs.cluster import connected
-from ray_jobs.config import load
-from ray_jobs.demo import prepare
 from tests.bench.parts.encoding import REVIEWS, flops
+from tests.bench.parts.marketplace import config_in
 from tests.bench.peers.texts import MAX_TOKENS, THREADS
 
 OURS = "raycredit"
@@ -99,26 +98,11 @@ def fit_command(kind: str, ranks: str) -> list[str]:
 
 def simulate(folder: Path, users: int) -> None:
     """A snapshot of the demo's marketplace, and the configuration of the trainings."""
-    keys = {
-        "lake": folder / "lake",
-        "work": folder,
-        "secret_file": folder / "secret",
-        "oracle": "null",
-        "simulate.users": users,
-        "train.loop.epochs": EPOCHS,
-        "train.loop.frozen_epochs": 0,
-        "sources.events.path": folder / "raw/events/*/*.parquet",
-    }
-    for table in ("users", "protected", "edges", "labels"):
-        keys[f"sources.{table}.path"] = folder / f"raw/{table}/*.parquet"
-    config = load("demo", [f"{key}={value}" for key, value in keys.items()])
-    folder.mkdir()
-    prepare(config)
+    config = config_in(folder, users, epochs=EPOCHS, frozen_epochs=0)
     with connected(config.cluster):
         jobs.run_simulate(config)
         jobs.run_ingest(config)
         snapshot.snapshot(config, jobs.tables(config))
-    (folder / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
 
 
 def encode(scratch: Path, peers: list[str], count: int, rounds: int) -> Run:
