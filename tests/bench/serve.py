@@ -98,7 +98,8 @@ def prepare(folder: Path, users: int, requests: int) -> tuple[Config, list[bytes
         events = pl.concat([tables.events(bucket) for bucket in tables.buckets])
     as_of = midnight(config.split.test.last)
     known = identities.join(events.filter(pl.col("event_time") < as_of), on="user_key", how="semi")
-    some = dict(known.sort("user_key").head(requests).select("user_key", "user_id").iter_rows())
+    users = known.select("user_key", "user_id").unique("user_key").sort("user_key")
+    some = dict(users.head(requests).iter_rows())
     bodies = requests_of(some, events, profiles, as_of)
     proposed = {"proposed": {"amount": "100"}}
     return config, [json.dumps(body | proposed).encode() for body in bodies]
