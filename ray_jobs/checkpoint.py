@@ -9,6 +9,7 @@ epochs.json           the epochs that are finished
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ def restore(folder: Path, loop: Loop, rank: int = 0) -> History:
             "or choose another --name"
         )
     loop.network.load_state_dict({k: like(v, own_weights[k]) for k, v in weights.items()})
-    state = torch.load(folder / STATE, weights_only=True)
+    # by way of the CPU: the device that it was saved from may not be here, or be another rank's
+    load = partial(torch.load, map_location="cpu", weights_only=True)
     own = folder / OWN.format(rank)
-    loop.resume(state, torch.load(own, weights_only=True) if own.exists() else None)
+    loop.resume(load(folder / STATE), load(own) if own.exists() else None)
     return history_of(folder)
 
 

@@ -38,7 +38,7 @@ _PASSWORD = re.compile(r"://[^:/]*:[^@]*@|[?&](password|passwd)=")
 
 
 class Profile(Strict):
-    """The declared columns of `users`, and of `protected` (fairness report only)."""
+    """The declared columns of `users`, and of `protected` (for `tune`'s `fairness_gap`)."""
 
     numeric: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
@@ -137,7 +137,7 @@ class Config(Strict):
 
     lake: str  # a folder that all nodes share, or an s3:// or gs:// URL
     work: str  # a folder that all nodes share: snapshots, training runs, artifacts and reports
-    seed: int = 20240501
+    seed: int = Field(default=20240501, ge=0, le=2_000_000_000)  # trees take 32 bits
     secret_file: str | None = None  # else the environment variable RAYCREDIT_SECRET
     buckets: int | None = Field(default=None, ge=1, le=MOST)  # of users; None: by the input's size
     simulate: SimulateConfig | None = None

@@ -143,7 +143,10 @@ class Feed(Searcher):
         shutil.rmtree(self._checkpoints(job), ignore_errors=True)
 
     def _assignment(self, job: Job) -> Assignment:
-        config = applied(self.config, job.point | {"train.workers": self.config.tune.workers})
+        ranks: dict[str, Any] = {"train.workers": self.config.tune.workers}
+        if self.config.tune.workers == 1:  # of a process that no other shares weights with
+            ranks["train.sharding"] = "ddp"
+        config = applied(self.config, job.point | ranks)
         return Assignment(
             config=config,
             snapshot=self.snapshots[config.features],
@@ -152,7 +155,7 @@ class Feed(Searcher):
             runs=tuple(job.runs),
             folds=job.folds,
             share=job.share,
-            threads=max(1, (os.cpu_count() or 1) // self.concurrent),
+            at_once=self.concurrent,
         )
 
     def _checkpoints(self, job: Job) -> Path:

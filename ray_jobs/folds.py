@@ -15,6 +15,7 @@ from models.scoring.fit_calibration import Judged
 from ray_jobs.snapshot import Snapshot
 
 OUTCOME, USER = "outcome", "user"  # in the place of a source, in a file of what was said
+FILE_FORMAT = 2  # another for files that read otherwise
 FILE = pl.Schema({"task": pl.String(), "source": pl.String(), "values": pl.List(pl.Float64())})
 
 

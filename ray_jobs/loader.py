@@ -15,7 +15,7 @@ from ray_jobs.snapshot import Snapshot
 
 Rows = Callable[[Role, int], Iterable[pl.DataFrame]]  # a role's rows, so many at a time
 SELECT_ROWS = 256
-SHUFFLED_ROWS = 4096  # shuffled together; a multiple of any sensible batch
+SHUFFLED_ROWS = 4096  # shuffled together, about: so many whole batches
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Loader:
     def _parts(self, epoch: int, start: int) -> Iterator[pl.DataFrame]:
         size = self.config.train.loop.batch_rows
         order = pl.col("user_key").hash(self.config.seed + epoch)
-        for frame in self.frames("fit", SHUFFLED_ROWS):
+        for frame in self.frames("fit", size * max(1, SHUFFLED_ROWS // size)):
             rows = self._resampled(frame, epoch)
             parts = -(-rows.height // size)
             if start < parts:

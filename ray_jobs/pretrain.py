@@ -26,10 +26,9 @@ from models.data.history import History, known_by, view
 from models.data.rows import number, rows_as_of
 from models.data.schema import UserError
 from models.data.stats import Stats
-from models.data.tasks import midnight
 from models.nets.pretrain_events import TowerSpec, pretrain_events, save_tower
 from models.nets.pretrain_text import KEY, pretrain_text
-from models.nets.text import load_tokenizer
+from models.nets.text import encoder_digest, load_tokenizer
 from ray_jobs.cluster import on_gpus
 from ray_jobs.config import Config
 from ray_jobs.parallel import over, result_of
@@ -69,6 +68,8 @@ def pretrain_texts(config: Config, tables: Tables) -> Path:
         "layers": config.network.text.layers if isinstance(asked.start, str) else None,
         "max_tokens": config.features.max_tokens,
         "versions": tables.versions,
+        "content": tables.content,
+        "encoder": encoder_digest(asked.start) if isinstance(asked.start, str) else None,
         **_since(config),
     }
     return _made(config, "text", made_from, _Texts(config, tables), _train_text)
@@ -96,7 +97,7 @@ def _since(config: Config) -> dict[str, Any]:
 
 def _end(config: Config) -> datetime:
     """The last as-of time of the fit role."""
-    return midnight(config.split.fit.last)
+    return config.split.last_fit()
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ class _Users:
         most = -(-asked.max_users // len(self.tables.buckets))
         users = _sample(counts, "user_key", most, self.config.seed)["user_key"]
         own = events.filter(pl.col("user_key").is_in(users.implode()))
-        parts = rows_as_of(users, end).iter_slices(ROWS_TOGETHER)
+        rows = rows_as_of(users, end)
+        parts = [*rows.iter_slices(ROWS_TOGETHER)] or [rows]
         return pl.concat([self._sequences(own, number(part.drop("row"))) for part in parts])
 
     def _sequences(self, events: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -206,7 +208,7 @@ def _train_text(config: Config, staged: Path, board: Any) -> list[float]:
     texts = _rows(staged)["text"].unique().sort().to_list()
     encoder, tokenizer, losses = pretrain_text(
         texts, asked, config.network.text.layers, config.features.max_tokens, config.seed,
-        _device(), _progress(board),
+        _device(config), _progress(board),
     )  # fmt: skip
     encoder.save_pretrained(staged)
     tokenizer.save_pretrained(str(staged))
@@ -219,7 +221,7 @@ def _train_behaviour(
     asked = config.pretrain.behaviour
     assert asked is not None
     tower, losses = pretrain_events(
-        _rows(staged), stats, spec, config.network.dropout, asked, config.seed, _device(),
+        _rows(staged), stats, spec, config.network.dropout, asked, config.seed, _device(config),
         _progress(board),
     )  # fmt: skip
     save_tower(staged, tower, spec)
@@ -230,9 +232,9 @@ def _rows(staged: Path) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(f) for f in sorted((staged / ROWS).iterdir())])
 
 
-def _device() -> torch.device:
+def _device(config: Config) -> torch.device:
     torch.set_num_threads(os.cpu_count() or 1)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if on_gpus(config.train.gpu) else "cpu")
 
 
 def _progress(board: Any) -> Callable[[int, int], None]:

@@ -24,12 +24,14 @@ from ray.train.v2.api.result import Result
 
 from models.data.schema import UserError
 from models.data.tasks import Role
-from models.nets.fit import unwrapped
+from models.nets.fit import DivergedError, unwrapped
 from ray_jobs.cluster import on_gpus
-from ray_jobs.config import Config
+from ray_jobs.config import Config, TrainConfig
 from ray_jobs.rank import Rank
 from ray_jobs.reporter import SCORE, Reporter
 from ray_jobs.snapshot import Snapshot
+
+BESIDE = 1  # CPU for the tasks that read rows
 
 
 def fit(job: TorchTrainer) -> Result:
@@ -91,6 +93,24 @@ def trainer(
     )
 
 
+def check_room(config: TrainConfig, workers: int | tuple[int, int]) -> None:
+    """Raises UserError where the Ray that was started here never has room for the ranks; a cluster
+    that was joined may grow."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    least, total = workers if isinstance(workers, int) else workers[0], ray.cluster_resources()
+    needed, cpus = least * config.cpus_per_worker + BESIDE, total.get("CPU", 0.0)
+    if needed > cpus:
+        raise UserError(
+            f"train.workers: {least} ranks of {config.cpus_per_worker:g} CPUs, and one beside them "
+            f"for Ray Data, are {needed:g}; Ray here has {cpus:g} (cluster.num_cpus)"
+        )
+    if on_gpus(config.gpu) and least > total.get("GPU", 0.0):
+        raise UserError(
+            f"train.gpu: {least} ranks need a GPU each; this machine has {total.get('GPU', 0.0):g}"
+        )
+
+
 def dataset(snapshot: Snapshot, role: Role) -> ray.data.Dataset:
     """A role's rows, a file a task. Raises UserError when there are none."""
     files = snapshot.files(role)
@@ -124,7 +144,11 @@ def _cause(error: TrainingFailedError) -> Exception:
 def _rank(
     config: Config, snapshot: Snapshot, folder: str, board: Any, threads: int | None
 ) -> str | None:
-    """One rank; what the user has to put right, if the loop said so. All ranks say the same."""
+    """One rank; what the user has to put right, where the loss is not finite.
+
+    All ranks say that in the same step. Another mistake may be this rank's alone, such as an
+    encoder that its node lacks: it is raised, so that the others do not wait.
+    """
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     share = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
@@ -135,7 +159,7 @@ def _rank(
         start = None if path is None else Path(path)
         try:
             own.train(config, snapshot, _shard, start, reporter.done, reporter.stepped)
-        except UserError as error:  # if it were raised, Ray Train would try again
+        except DivergedError as error:  # if it were raised, Ray Train would try again
             return str(error)
         finally:
             reporter.close()

@@ -30,11 +30,16 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Tables:
-    """The lake as one ingest left it. Cheap to send to a task."""
+    """The lake as one ingest left it. Cheap to send to a task.
+
+    `content`: a digest of the files that it was made of, and how. A lake that is made anew of other
+    files may have the same versions.
+    """
 
     lake: Lake
     versions: dict[str, int]
     buckets: range  # of users: the parts in which jobs read the tables
+    content: str = ""
 
     def read(
         self, table: str, bucket: int | None = None, columns: Sequence[str] | None = None
@@ -86,4 +91,5 @@ class Tables:
 def ingested(lake: Lake) -> Tables:
     """The lake as the last ingest left it. Raises UserError when there was none."""
     state = lake.ingested()
-    return Tables(lake, state["table_versions"], buckets(state["config"]["buckets"]))
+    made_of = state["config"]
+    return Tables(lake, state["table_versions"], buckets(made_of["buckets"]), short_digest(made_of))

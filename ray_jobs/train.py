@@ -15,7 +15,7 @@ from models.nets import int8
 from models.nets.config import ARCHITECTURE
 from models.nets.lora import merge_adapters
 from models.nets.pretrain_events import check_tower
-from models.nets.text import load_tokenizer
+from models.nets.text import check_encoder, encoder_digest, load_tokenizer
 from models.scoring import artifact
 from models.scoring.expert import Experts, fit_experts
 from models.scoring.fit_calibration import Judged, calibrators_of, judge
@@ -23,14 +23,14 @@ from models.scoring.predict import Predictor
 from ray_jobs import registry, tracking
 from ray_jobs.checkpoint import history_of, weights_of
 from ray_jobs.config import Config
-from ray_jobs.folds import check_folds, fold_of, read_judged, write_judged
+from ray_jobs.folds import FILE_FORMAT, check_folds, fold_of, read_judged, write_judged
 from ray_jobs.frames import Frames
 from ray_jobs.kept import with_kept
 from ray_jobs.lake import Lake
 from ray_jobs.parallel import result_of
 from ray_jobs.progress import say, watched
 from ray_jobs.rank import network_of, tower_of
-from ray_jobs.ranks import fit, trainer
+from ray_jobs.ranks import check_room, fit, trainer
 from ray_jobs.reporter import SCORE
 from ray_jobs.snapshot import Snapshot
 from ray_jobs.storage import short_digest
@@ -51,7 +51,9 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     default, by all that determines it. Raises UserError.
     """
     _check_outcomes(config, snapshot)
-    unknown = unknown_tokens(config, snapshot)  # a wrong encoder is refused before ranks start
+    check_room(config.train, config.train.workers)
+    check_encoder(config.network.text, config.features.max_tokens)
+    unknown = unknown_tokens(config, snapshot)
     absent_modalities(snapshot)
     if config.network.behaviour.pretrained is not None:
         check_tower(config.network.behaviour.pretrained, tower_of(config, snapshot))
@@ -76,6 +78,13 @@ def _check_outcomes(config: Config, snapshot: Snapshot) -> None:
     """Refuse before the training what its calibration would refuse. Raises UserError."""
     columns = [f"y_{name}" for name in config.tasks]
     select = snapshot.read("select", columns).frame.select(columns)
+    asked = config.train.workers
+    ranks = asked if isinstance(asked, int) else asked[1]
+    for role, rows in (
+        ("fit", snapshot.rows["fit"]), ("select", min(select.height, config.train.select_rows))
+    ):  # fmt: skip
+        if rows < ranks:
+            raise UserError(f"train: {rows} rows of the role {role}, for {ranks} ranks")
     if not any(select[column].count() for column in columns):
         raise UserError("train: no label of any task in the select role; see split.select")
     if config.train.cross_fit is not None:
@@ -93,7 +102,8 @@ def _identity(config: Config, snapshot: Snapshot) -> str:
     parts = config.model_dump(
         mode="json", include={"seed", "network", "train"}, exclude={"train": MAY_CHANGE}
     )
-    of = short_digest({"architecture": ARCHITECTURE, **parts})
+    encoder = encoder_digest(config.network.text.encoder)
+    of = short_digest({"architecture": ARCHITECTURE, "encoder": encoder, **parts})
     return f"{Path(snapshot.folder).name}-{of}"
 
 
@@ -128,7 +138,8 @@ def _cross_fitted(config: Config, snapshot: Snapshot, storage: Path, run: str) -
     """
     folds, parts = config.train.cross_fit or 0, []
     folder = storage / run / FOLDS
-    judges = short_digest([config.stack.model_dump(mode="json"), config.scoring_precision])
+    said_by = [FILE_FORMAT, config.stack.model_dump(mode="json"), config.scoring_precision]
+    judges = short_digest(said_by)
     for number in range(folds):
         name = f"{run}-fold-{number}"
         file, rows = folder / f"{number}-{judges}.parquet", folder / f"{name}-rows"

@@ -14,11 +14,13 @@ from models.data.schema import UserError
 from models.data.strict import Strict
 from models.nets.fit import Loop
 from ray_jobs.checkpoint import History, history_of, keep, latest
+from ray_jobs.cluster import on_gpus
 from ray_jobs.config import Config
 from ray_jobs.frames import Frames
 from ray_jobs.kept import with_kept
 from ray_jobs.loader import SELECT_ROWS
 from ray_jobs.observed import Figures, cost, fairness_gap, groups_of, quality
+from ray_jobs.parallel import threads_of
 from ray_jobs.rank import Rank, network_of
 from ray_jobs.ranks import fit, trainer
 from ray_jobs.reporter import EPOCHS
@@ -39,7 +41,7 @@ class Assignment(Strict):
     runs: tuple[tuple[int, int | None], ...]  # a training each: added to the seed; fold
     folds: int | None
     share: float
-    threads: int
+    at_once: int  # trials on the cluster
 
 
 def trial(told: dict[str, Any]) -> None:
@@ -64,7 +66,7 @@ def _fixed(assignment: Assignment) -> dict[str, float]:
     config = assignment.config
     if "cost" not in config.tune.objectives:
         return {}
-    torch.set_num_threads(assignment.threads)
+    torch.set_num_threads(threads_of(assignment.at_once))
     snapshot = with_kept(config, _frames(assignment, 0))
     return {"cost": cost(network_of(config, snapshot), config, snapshot)}
 
@@ -95,8 +97,9 @@ def _train(assignment: Assignment, number: int, fixed: dict[str, float]) -> None
         keep(folder, loop, history)
         _report(assignment, number, fixed, history)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    Rank(device, assignment.threads, figures=_figures(assignment, frames)).train(
+    # not where CUDA is there: Ray hides no GPU from a process that holds none
+    device = torch.device("cuda" if on_gpus(config.train.gpu) else "cpu")
+    Rank(device, threads_of(assignment.at_once), figures=_figures(assignment, frames)).train(
         config,
         snapshot.model_copy(update={"rows": snapshot.rows | {"fit": frames.count()}}),
         frames,
@@ -119,8 +122,10 @@ def _train_ranks(assignment: Assignment, number: int, fixed: dict[str, float]) -
     config = _seeded(assignment, number)
     snapshot = with_kept(config, _frames(assignment, number))
     callbacks = [_ToTune(number, fixed)]
-    folder = Path(assignment.folder)
-    result = fit(trainer(config, snapshot, folder, str(number), callbacks=callbacks))
+    folder, ranks = Path(assignment.folder), assignment.config.tune.workers
+    threads = threads_of(assignment.at_once * ranks)
+    job = trainer(config, snapshot, folder, str(number), callbacks=callbacks, threads=threads)
+    result = fit(job)
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as last:  # all of it may have been done before
         _report(assignment, number, fixed, history_of(Path(last)))

@@ -11,10 +11,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.data.features import FeatureConfig
 from models.data.schema import UserError
 from models.nets.config import ARCHITECTURE
+from models.nets.text import check_encoder, encoder_digest
 from ray_jobs import snapshot
 from ray_jobs.config import Config, first_fault
 from ray_jobs.feed import Feed, Phase
 from ray_jobs.progress import say
+from ray_jobs.ranks import check_room
 from ray_jobs.report.tuning import write_tuning_report
 from ray_jobs.storage import short_digest
 from ray_jobs.tables import Tables
@@ -39,6 +41,9 @@ def tune(config: Config, tables: Tables) -> None:
     study = open_study(storage_of(config), config.tune, identity)
     search = Search(study, space, config.tune, config.train.loop.epochs, config.seed)
     phases: list[Phase] = [search, Confirmation(study, space, config.tune)]
+    if config.tune.workers > 1:
+        check_room(config.train, config.tune.workers)
+    check_encoder(config.network.text, config.features.max_tokens)
     protected = _protected(config, tables)
     try:
         if not all(phase.finished for phase in phases):
@@ -139,7 +144,10 @@ def _identity(config: Config, tables: Tables, space: Space) -> dict[str, Any]:
             mode="json", include=parts, exclude={"train": MAY_CHANGE | {"cross_fit"}}
         ),
         "tune": config.tune.model_dump(mode="json", include=search),
+        "lake": config.lake,
         "tables": tables.versions,
+        "content": tables.content,
+        "encoder": encoder_digest(config.network.text.encoder),
         "architecture": ARCHITECTURE,
     }
 
@@ -153,5 +161,8 @@ def _protected(config: Config, tables: Tables) -> Path | None:
     if not known or not config.profile.protected:
         raise UserError("tune.objectives: fairness_gap needs protected attributes in the lake")
     path = folder_of(config) / "protected.parquet"  # there while the trials run
-    pl.concat(known).select("user_key", *config.profile.protected).write_parquet(path)
+    attributes = config.profile.protected
+    # of a user of several periods or sources, what was said last
+    last = pl.concat(known).group_by("user_key").agg(pl.col(attributes).drop_nulls().last())
+    last.write_parquet(path)
     return path

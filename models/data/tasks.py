@@ -113,6 +113,11 @@ class Split(Strict):
         """Every month start inside the periods, with its role, in time order."""
         return [(role, t) for role in ROLES for t in month_starts(self.period(role))]
 
+    def last_fit(self) -> datetime:
+        """The last as-of time of the fit role; of labels' own times, the start of its last day."""
+        months = month_starts(self.fit) if self.schedule == "month" else []
+        return max(months, default=midnight(self.fit.last))
+
     def role_of(self, as_of: pl.Expr, period: pl.Expr) -> pl.Expr:
         """The role of an as-of time, or of the period of a label's file; null where none."""
         if self.schedule == "given":

@@ -33,6 +33,10 @@ USERS_NAMED = 5
 ADVICE = "lower train.loop.learning_rate"
 
 
+class DivergedError(UserError):
+    """A loss that is not finite: every rank raises it in the same step."""
+
+
 @dataclass(frozen=True)
 class Epoch:
     """What one epoch came to; losses are means over rows with a label, weighted over tasks."""
@@ -226,7 +230,7 @@ class Loop:
         # all ranks have the same gradients now, so that all of them stop
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
         if not torch.isfinite(gathered(norm)):
-            raise UserError(f"epoch {self.epoch}, {self._fault(losses, group)}; {ADVICE}")
+            raise DivergedError(f"epoch {self.epoch}, {self._fault(losses, group)}; {ADVICE}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update()
@@ -283,7 +287,7 @@ class Loop:
         """Close the epoch; what it came to."""
         loss = float(self._mix(select.losses))
         if not math.isfinite(loss):
-            raise UserError(f"epoch {self.epoch}: the select loss is {loss}; {ADVICE}")
+            raise DivergedError(f"epoch {self.epoch}: the select loss is {loss}; {ADVICE}")
         train = self.tally.over_ranks(self.device)
         own_seconds = max(self.tally.seconds, 1e-9)
         epoch = Epoch(

@@ -65,7 +65,11 @@ class Heads(nn.Module):
         return self._sums(outputs, labels_BK, {})
 
     def objective(self, outputs: Mapping[str, Tensor], labels_BK: Tensor) -> Tensor:
-        """What training minimises: the tasks' mean losses, as configured, in their weighted sum."""
+        """What training minimises: the tasks' mean losses, as configured, in their weighted sum.
+
+        Means over the rows of this batch, and 0 where none has a label: a task that few rows have
+        weighs less the smaller the batch is.
+        """
         sums_K, counts_K = self._sums(outputs, labels_BK, self.losses.binary)
         mean_K = sums_K / counts_K.clamp(min=1)
         if self.uncertainty is not None:

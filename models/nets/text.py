@@ -3,6 +3,7 @@
 Shapes: B rows, T texts of a user, U distinct texts, L tokens, E width of the encoder, D width.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # seconds to import, in every process of a job: only where it
 TEXTS = 2.0  # of a user, about
 # Not cuDNN's, a GPU's first choice: it plans anew for every shape, and a chunk has one of its own
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+ENCODER_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}
 KEY = "network.text.encoder"  # where a configuration names an encoder
 
 
@@ -68,13 +70,55 @@ def load_encoder(name: str, key: str = KEY) -> "PreTrainedModel":
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    encoder = _from_hub(
+    encoder, found = _from_hub(
         AutoModel,
         name,
         key,
         dtype=torch.float32,  # weights stored in half precision are trained and scored in full
+        output_loading_info=True,
     )
+    # what is not among the weights would be random; a pooler is not used
+    lacking = sorted(one for one in found["missing_keys"] if not one.startswith("pooler."))
+    if lacking:
+        raise UserError(
+            f"{key} {name!r}: its weights lack {lacking[0]}"
+            + (f" and {len(lacking) - 1} more" if lacking[1:] else "")
+        )
     return _without_dropout(encoder)
+
+
+def check_encoder(config: TextConfig, max_tokens: int) -> None:
+    """Raises UserError unless the encoder can be trained as it is asked to be: it is there and
+    whole, has the layers, knows every token of its tokenizer, and reads so many at a time."""
+    encoder, tokenizer = encoder_to_train(config), load_tokenizer(config.encoder)
+    words = encoder.config.vocab_size
+    if len(cast(Any, tokenizer)) > words:
+        raise UserError(
+            f"{KEY} {config.encoder!r}: its tokenizer knows {len(cast(Any, tokenizer))} tokens, "
+            f"its weights {words}"
+        )
+    tokens = torch.full((1, max_tokens), words - 1)
+    try:
+        with torch.no_grad():
+            hidden_states(encoder, tokens, torch.ones_like(tokens))
+    except (IndexError, RuntimeError) as error:
+        most = getattr(encoder.config, "max_position_embeddings", "fewer")
+        raise UserError(
+            f"features.max_tokens: {max_tokens}, of an encoder that reads {most}"
+        ) from error
+
+
+def encoder_digest(name: str) -> str | None:
+    """SHA-256 of the files of an encoder in a folder; None of one that the hub has."""
+    folder = Path(encoder_path(name))
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(one for one in folder.iterdir() if one.suffix in ENCODER_FILES):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def encoder_to_train(config: TextConfig) -> "PreTrainedModel":

@@ -30,8 +30,11 @@ def count_of(users: IntArray, rows: ArrayLike) -> int:
     return len(np.unique(users[np.asarray(rows)]))
 
 
-def resampled(users: IntArray, rng: np.random.Generator) -> IntArray:
-    """The rows of as many users as there are, drawn with replacement; some have none."""
+def resampled(users: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """The rows of as many users as there are, drawn with replacement; some have none.
+
+    And which draw each row came by: a user drawn twice is two users to whom reads the sample.
+    """
     own = numbered(users)
     sizes = np.bincount(own)
     order, ends = np.argsort(own, kind="stable"), np.cumsum(sizes)
@@ -39,7 +42,8 @@ def resampled(users: IntArray, rng: np.random.Generator) -> IntArray:
     count = sizes[drawn]
     within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     starts: IntArray = np.repeat((ends - sizes)[drawn], count)
-    return np.asarray(order[starts + within], dtype=np.int64)
+    rows = np.asarray(order[starts + within], dtype=np.int64)
+    return rows, np.repeat(np.arange(len(sizes)), count)
 
 
 def stratified_folds(

@@ -153,10 +153,10 @@ def _binary(
     calibrator = fit_binary(value, y, users=users, seed=seed) if stacked else alone[NETWORK]
     replicates, shares = [], []
     for _ in range(REPLICATES):
-        sample = resampled(users, rng)
+        sample, draws = resampled(users, rng)
         if 0 < y[sample].mean() < 1:
             shares.append(weights_of(sample))
             drawn = combine("binary", shares[-1], values)[sample]
-            replicates.append(fit_binary(drawn, y[sample], users=users[sample], seed=seed, folds=2))
+            replicates.append(fit_binary(drawn, y[sample], users=draws, seed=seed, folds=2))
     stack = TaskStack(weights=weights, replicates=tuple(shares), cv_loss=loss, alone=alone)
     return calibrator, tuple(replicates), stack

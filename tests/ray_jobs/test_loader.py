@@ -30,6 +30,22 @@ def test_an_epoch_holds_every_row_once_and_the_next_another_order(loader: Loader
     assert not torch.equal(epochs[0], epochs[1])
 
 
+@pytest.mark.parametrize("size", [1, 100, 3000, 5000])
+def test_an_epoch_has_the_steps_that_its_schedule_counts_on(loader: Loader, size: int) -> None:
+    """Whatever a batch is: what is shuffled together is whole batches."""
+    train = loader.config.train
+    loop = train.loop.model_copy(update={"batch_rows": size})
+    config = loader.config.model_copy(update={"train": train.model_copy(update={"loop": loop})})
+    few = pl.concat([loader.snapshot.read("fit").frame] * 200)["user_key"].head(20_000)
+
+    def frames(role: Role, rows: int) -> Iterator[pl.DataFrame]:
+        return few.to_frame().iter_slices(rows)
+
+    made = loader.snapshot.model_copy(update={"rows": {"fit": few.len()}})
+    parts = Loader(config, made, frames, 1)
+    assert sum(1 for _ in parts._parts(0, 0)) == parts.steps
+
+
 @pytest.mark.parametrize("start", [0, 1, 5, 10_000])
 def test_an_epoch_goes_on_from_any_batch(loader: Loader, start: int) -> None:
     whole = list(loader.fit(1))[start:]

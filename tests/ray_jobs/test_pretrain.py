@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 NEW = "pretrain.text.new={vocabulary: 300, layers: 1, width: 16, heads: 2}"
 FAST = (NEW, "pretrain.text.epochs=2", "pretrain.behaviour.epochs=2", "network.width=16")
+EARLY = date(2023, 1, 1)  # before the first event
 LAST = 4  # the fit role's last as-of time is the start of April
 
 
@@ -86,6 +88,16 @@ def test_an_account_says_what_it_was_made_from(config: Config, made: dict[str, P
         assert account["seed"] == config.seed
         assert len(account["losses"]) == 2
         assert account["rows"] == 30 if part == "behaviour" else account["rows"] >= 2 * (LAST - 1)
+
+
+def test_a_bucket_of_users_with_one_event_has_no_row(config: Config) -> None:
+    tables = jobs.tables(config)
+    early = config.split.model_copy(
+        update={"fit": config.split.fit.model_copy(update={"first": EARLY, "last": EARLY})}
+    )
+    made = snapshot.snapshot(config, tables)
+    users = pretrain._Users(config.model_copy(update={"split": early}), tables, made)
+    assert sum(users(bucket).height for bucket in tables.buckets) == 0
 
 
 def test_it_is_made_once_and_nothing_else_stays(

@@ -22,6 +22,7 @@ from models.scoring.scorer import Scorer
 from ray_jobs import checkpoint, jobs, registry, snapshot, tracking, train
 from ray_jobs.config import Config, WandbConfig
 from ray_jobs.lake import Lake
+from tuning.space import applied
 
 EVERY = 10  # steps between checkpoints
 MANAGER = "checkpoint_manager_snapshot.json"
@@ -153,6 +154,36 @@ def test_a_run_of_another_architecture_is_another_run(
     assert train._identity(demo_run, made) == before
     monkeypatch.setattr(train, "ARCHITECTURE", train.ARCHITECTURE + 1)
     assert train._identity(demo_run, made) != before
+
+
+def test_a_run_of_a_replaced_encoder_is_another_run(demo_run: Config, tmp_path: Path) -> None:
+    made = snapshot.snapshot(demo_run, jobs.tables(demo_run))
+    config = applied(demo_run, {"network.text.encoder": str(tmp_path)})
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+    before = train._identity(config, made)
+    assert train._identity(config, made) == before
+    file.write_bytes(b"others")
+    assert train._identity(config, made) != before
+
+
+@pytest.mark.parametrize(
+    ("train_keys", "line"),
+    [
+        ({"workers": 500}, r"train\.workers: 500 ranks of .* are 251; Ray here has \d+ \(cluster"),
+        ({"workers": [400, 500]}, r"train\.workers: 400 ranks"),
+        ({"gpu": True}, r"train\.gpu: 2 ranks need a GPU each; this machine has 0"),
+        ({"select_rows": 1}, r"train: 1 rows of the role select, for 2 ranks"),
+    ],
+)
+def test_ranks_that_could_never_start_are_refused(
+    demo_run: Config, train_keys: dict[str, Any], line: str
+) -> None:
+    tables = jobs.tables(demo_run)
+    config = applied(demo_run, {f"train.{key}": value for key, value in train_keys.items()})
+    with pytest.raises(UserError, match=line):
+        train.train(config, tables.lake, snapshot.snapshot(demo_run, tables), "refused")
+    assert not (Path(demo_run.work) / "train" / "refused").exists()
 
 
 @pytest.mark.parametrize(("label", "what"), [(0.0, "only one class"), (None, "no label")])

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -133,6 +134,17 @@ def test_features_are_searched_by_trials_that_hold_every_cpu(demo_run: Config) -
     tune.tune(config, jobs.tables(config))
     trials = ended(load_study(tune.storage_of(config), "features"))
     assert {trial.params["features.max_texts"] for trial in trials} == {1, 2}
+
+
+def test_a_user_of_several_periods_has_the_attributes_said_last(demo_config: Config) -> None:
+    said = pl.DataFrame({"user_key": [1, 2, 1], "sex": ["f", "m", None], "age": ["3", "4", "5"]})
+    tables = SimpleNamespace(buckets=[1], read=lambda table, bucket: said)
+    config = applied(demo_config, {"tune.objectives": ["log_loss", "fairness_gap"]})
+    tune.folder_of(config).mkdir(parents=True, exist_ok=True)
+    path = tune._protected(config, tables)  # type: ignore[arg-type]
+    assert path is not None
+    assert pl.read_parquet(path).sort("user_key").rows() == [(1, "f", "5"), (2, "m", "4")]
+    path.unlink()
 
 
 def test_a_trial_sees_the_rows_that_a_rank_of_train_sees(demo_run: Config) -> None:

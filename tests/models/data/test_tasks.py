@@ -163,6 +163,15 @@ def test_month_starts_of_a_split_carry_their_role() -> None:
     ]
 
 
+def test_the_last_as_of_time_of_the_fit_role() -> None:
+    split = split_at(*MONTHS, days=31)
+    assert split.last_fit() == max(t for role, t in split.month_starts() if role == "fit")
+    late = split.fit.model_copy(update={"last": split.fit.last + timedelta(days=13)})
+    assert split.model_copy(update={"fit": late}).last_fit() == split.last_fit()
+    own = split.model_copy(update={"fit": late, "schedule": "labels"})
+    assert own.last_fit() == midnight(late.last)
+
+
 def test_the_role_of_a_time() -> None:
     """The last day counts to its end; between the periods there is no role."""
     split = split_at(*MONTHS, days=1)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
+from transformers import AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from models.data.batch import Batch, Tokenizer, make_texts, pad
 from models.data.schema import UserError
@@ -17,7 +18,9 @@ from models.nets.network import Network, NetworkConfig
 from models.nets.text import (
     TextConfig,
     TextTower,
+    check_encoder,
     empty_encoder,
+    encoder_digest,
     encoder_path,
     encoder_to_train,
     freeze,
@@ -81,6 +84,51 @@ def test_a_folder_without_a_tokenizer_is_refused(damaged: Path) -> None:
         file.unlink()
     with pytest.raises(UserError, match="no tokenizer"):
         load_tokenizer(str(damaged))
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_weights_that_are_not_all_there_are_refused(damaged: Path, renamed: bool) -> None:
+    """What is missing would be drawn at random, and nobody told."""
+    file = damaged / "model.safetensors"
+    weights = load_file(file)
+    held = {
+        (f"other.{name}" if renamed else name): value
+        for name, value in weights.items()
+        if renamed or not name.startswith("encoder.layer.0.attention")
+    }
+    save_file(held, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"its weights lack \S+ and \d+ more$"):
+        load_encoder(str(damaged))
+
+
+def test_an_encoder_without_a_pooler_is_whole(damaged: Path) -> None:
+    BertModel.from_pretrained(damaged, add_pooling_layer=False).save_pretrained(damaged)
+    load_encoder(str(damaged))
+
+
+def test_an_encoder_that_cannot_read_what_it_is_given_is_refused(encoder_folder: Path) -> None:
+    config = TextConfig(encoder=str(encoder_folder))
+    check_encoder(config, 16)
+    with pytest.raises(UserError, match=r"^features\.max_tokens: 4096, of an encoder that reads"):
+        check_encoder(config, 4096)
+
+
+def test_a_tokenizer_of_other_weights_is_refused(damaged: Path) -> None:
+    words = load_encoder(str(damaged)).config.vocab_size
+    tokenizer = AutoTokenizer.from_pretrained(damaged)
+    tokenizer.add_tokens([f"word-{k}" for k in range(words)])
+    tokenizer.save_pretrained(damaged)
+    with pytest.raises(UserError, match=rf"knows \d+ tokens, its weights {words}$"):
+        check_encoder(TextConfig(encoder=str(damaged)), 16)
+
+
+def test_an_encoder_is_known_by_its_files(damaged: Path) -> None:
+    before = encoder_digest(str(damaged))
+    assert before is not None and before == encoder_digest(str(damaged))
+    file = damaged / "model.safetensors"
+    save_file({k: v + 1 for k, v in load_file(file).items()}, file, {"format": "pt"})
+    assert encoder_digest(str(damaged)) != before
+    assert encoder_digest("of-the-hub") is None
 
 
 def test_weights_stored_in_half_precision_are_used_in_full(damaged: Path) -> None:

@@ -35,7 +35,10 @@ def test_numbers_follow_the_order_of_appearance(keys: Numbers) -> None:
 
 @given(KEYS, SEED)
 def test_a_resample_holds_all_of_a_user_or_nothing(keys: Numbers, seed: int) -> None:
-    rows = resampled(keys, np.random.default_rng(seed))
+    rows, draws = resampled(keys, np.random.default_rng(seed))
+    for draw in np.unique(draws):
+        (key,) = set(keys[rows[draws == draw]].tolist())
+        assert sorted(rows[draws == draw]) == np.flatnonzero(keys == key).tolist()
     times = np.bincount(rows, minlength=len(keys))
     drawn = {}
     for key in np.unique(keys):
@@ -44,7 +47,8 @@ def test_a_resample_holds_all_of_a_user_or_nothing(keys: Numbers, seed: int) -> 
 
 
 def test_of_one_row_each_a_resample_is_of_rows() -> None:
-    rows = resampled(np.array([9, 2, 5, 7]), np.random.default_rng(3))
+    rows, draws = resampled(np.array([9, 2, 5, 7]), np.random.default_rng(3))
+    assert draws.tolist() == [0, 1, 2, 3]
     assert rows.tolist() == np.random.default_rng(3).integers(0, 4, 4).tolist()
 
 
