@@ -17,12 +17,13 @@ from models.data.schema import Table, UserError
 from models.data.tasks import check_complete, midnight
 from models.scoring import artifact
 from models.scoring.scorer import Scorer
-from ray_jobs import baselines, graph, registry
+from ray_jobs import baselines, graph, registry, tombstones
 from ray_jobs.config import Config
+from ray_jobs.lake import Lake
 from ray_jobs.parallel import over_actors, threads_of, total
 from ray_jobs.progress import say
 from ray_jobs.snapshot import complete_until
-from ray_jobs.storage import DataFile, filesystem, short_digest
+from ray_jobs.storage import DataFile, filesystem, rows_of, short_digest
 from ray_jobs.tables import Tables
 
 FORMAT = 2  # raised when the same model and data come to give other scores
@@ -35,14 +36,14 @@ def backfill(config: Config, tables: Tables) -> dict[str, int]:
     date, model and data again change nothing. Raises UserError for a date beyond the sources'
     watermark, and when no model is champion.
     """
-    started = datetime.now(UTC)
+    started, erased = datetime.now(UTC), tombstones.erased(tables.lake)
     day = config.backfill.as_of or config.split.test.last
     as_of = midnight(day)
     check_complete(as_of, as_of - as_of, complete_until(config), "backfill.as_of")
     model = registry.champion(tables.lake)
     run_id = _identity(model.sha256, tables.versions, day)
     done = tables.lake.run("backfill", run_id)
-    if done is not None:
+    if done is not None and _published(tables.lake, day) == run_id:
         say(f"backfill: {day} with model {model.sha256[:16]} is already published")
         return done
     graph.publish(artifact.load_spec(Path(model.path)), tables, [as_of.replace(day=1)])
@@ -53,8 +54,10 @@ def backfill(config: Config, tables: Tables) -> dict[str, int]:
     if not account["scored"]:
         raise UserError(f"backfill: no user has an event before {day}")
     made = [baseline for _, baseline, _ in results if baseline is not None]
+    tombstones.check_same(tables.lake, erased, "run backfill again")
     baselines.publish(tables.lake, day, made)
     _publish(tables, day, [file for file, _, _ in results if file is not None], run_id)
+    tombstones.check_same(tables.lake, erased, "erase them again: they are in its scores")
     tables.lake.record_run(
         "backfill",
         run_id,
@@ -63,9 +66,24 @@ def backfill(config: Config, tables: Tables) -> dict[str, int]:
         model.sha256,
         started_at=started,
         versions=tables.versions,
+        # a model that is champion again publishes again what it had published before
+        time=tables.lake.generation("scores", _application(day)),
     )
     say(f"backfill: {json.dumps(account)}")
     return account
+
+
+def _application(day: date) -> str:
+    return f"scores/{day}"
+
+
+def _published(lake: Lake, day: date) -> str | None:
+    """The run whose scores of a date the lake holds; None where it has none."""
+    if not lake.exists("scores"):
+        return None
+    held = lake.files("scores", where={"as_of_date": str(day)})
+    found = rows_of(held[0], pl.Schema({"run_id": pl.String})) if held else pl.DataFrame()
+    return None if found.is_empty() else str(found["run_id"][0])
 
 
 def _publish(tables: Tables, day: date, files: list[DataFile], run_id: str) -> None:
@@ -74,7 +92,7 @@ def _publish(tables: Tables, day: date, files: list[DataFile], run_id: str) -> N
     table = scores_table(pq.read_schema(path, filesystem=system))
     tables.lake.replace(
         table,
-        app=f"scores/{day}",
+        app=_application(day),
         files=files,
         where={"as_of_date": str(day)},
         metadata={"run_id": run_id},

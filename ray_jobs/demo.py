@@ -5,6 +5,7 @@ import secrets
 
 import polars as pl
 
+from models.data.buckets import bucket_of
 from models.data.tasks import midnight
 from models.scoring.evaluation import Evaluation
 from ray_jobs import backfill, evaluate, jobs, serve
@@ -12,7 +13,7 @@ from ray_jobs.config import Config
 from ray_jobs.progress import console, say
 from ray_jobs.report.terminal import summary_tables
 from ray_jobs.secret import OF_SIMULATED_USERS, make_secret
-from ray_jobs.serving import app
+from ray_jobs.serving import app, auth
 from ray_jobs.serving.client import post, requests_of
 from ray_jobs.tables import Tables
 
@@ -66,10 +67,11 @@ def score_over_http(config: Config, tables: Tables) -> dict[str, int]:
     identities, profiles = tables.read("identities"), tables.read("users")
     assert identities is not None
     ids = dict(identities.select("user_key", "user_id").iter_rows())
-    events = pl.concat([tables.events(b) for b in tables.buckets])
+    places = some.select(bucket_of(pl.col("user_key"), len(tables.buckets))).to_series()
+    events = pl.concat([tables.events(bucket) for bucket in places.unique().sort()])
     users = {key: ids[key] for key in some["user_key"]}
     url = serve.start(config, tables)
-    token = os.environ[config.serve.token_env]
+    token = auth.token_of(config.serve.token_env, auth.token_file())
     equal = 0
     try:
         for body, row in zip(

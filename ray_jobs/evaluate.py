@@ -39,6 +39,8 @@ def evaluate(config: Config, tables: Tables) -> Evaluation:
     """
     model = registry.latest(tables.lake)
     spec = artifact.load_spec(Path(model.path))
+    # a configuration that has changed since says nothing of what the model estimates
+    config = config.model_copy(update={"tasks": spec.tasks, "roles": spec.roles})
     snapshot = load(Path(config.work) / "snapshots" / spec.trained_on["snapshot"])
     experts = {source for stack in spec.stack.values() for source in stack.alone}
     baselines = _baselines.remote(config, snapshot, experts)

@@ -62,8 +62,10 @@ class Accounts:
         *,
         started_at: datetime | None = None,
         versions: Mapping[str, int] | None = None,
+        time: int = 1,
     ) -> None:
-        """Enter a finished run, once; `versions` (default: the newest) are its tables'."""
+        """Enter a finished run, once each `time` that it ran to another end than before;
+        `versions` (default: the newest) are its tables'."""
         now = datetime.now(UTC)
         row = _row(
             run_id=run_id,
@@ -75,7 +77,7 @@ class Accounts:
             counts=counts,
             model_sha256=model_sha256,
         )
-        self.append_rows(RUNS, row, app=f"runs/{verb}/{run_id}")
+        self.append_rows(RUNS, row, app=f"runs/{verb}/{run_id}/{time}")
 
     def record_state(
         self: _Tables,

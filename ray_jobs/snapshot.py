@@ -11,6 +11,7 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -31,9 +32,9 @@ from models.data.rows import (
 from models.data.schema import UserError
 from models.data.stats import Stats, Summary, merged, stats_of
 from models.data.strict import Strict
-from models.data.tasks import ROLES, Role, midnight
+from models.data.tasks import ROLES, Role
 from models.data.vocabulary import Vocabulary, check_event_types, count_values, most_frequent
-from ray_jobs import graph
+from ray_jobs import graph, tombstones
 from ray_jobs.config import Config
 from ray_jobs.parallel import over, total
 from ray_jobs.progress import say
@@ -42,6 +43,7 @@ from ray_jobs.tables import Tables
 
 MANIFEST = "snapshot.json"
 FORMAT = 3  # of what a snapshot holds: one of another number is made anew
+PARTS = 64  # tasks that count words
 ROWS_TOGETHER = 40_000  # whose features are made at one time, in one task
 SUMMARIES = "summaries"  # of the fit role, until they are merged
 
@@ -82,10 +84,11 @@ def snapshot(config: Config, tables: Tables) -> Snapshot:
     labels that matured late.
     """
     check_dates(config.split, config.tasks, complete_until(config))
-    folder = Path(config.work) / "snapshots" / _identity(config, tables.versions)
+    folder = Path(config.work) / "snapshots" / _identity(config, tables)
     if (folder / MANIFEST).exists():
         say(f"snapshot: {folder.name} is already there")
         return load(folder)
+    erased = tombstones.erased(tables.lake)
     vocabulary = _vocabulary(config, tables)
     dates = _graph_dates(config, tables)
     hubs = graph.publish(config, tables, dates)
@@ -95,6 +98,7 @@ def snapshot(config: Config, tables: Tables) -> Snapshot:
         job = _Bucket(config, tables, vocabulary, dates, str(staged))
         account = total(over(tables.buckets, job, "snapshot")) | hubs
         assert account["rows"] == sum(account[role] for role in ROLES) + account["without_events"]
+        tombstones.check_same(tables.lake, erased, "make the snapshot again")
         manifest = _fit(config, staged, vocabulary, tables.versions, account)
         (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     say(f"snapshot: {json.dumps(account)}")
@@ -198,15 +202,18 @@ class _RoleFiles(AbstractContextManager["_RoleFiles"]):
 
 
 class _Words:
-    """One bucket's counts of event types, categories, levels and relations, as known at the last
+    """Counts of some buckets' event types, categories, levels and relations, as known at the last
     as-of time of the fit role."""
 
     def __init__(self, config: Config, tables: Tables) -> None:
         self.config, self.tables = config, tables
 
-    def __call__(self, bucket: int) -> dict[str, pl.DataFrame]:
+    def __call__(self, several: Sequence[int]) -> dict[str, pl.DataFrame]:
+        return _added([self._of(bucket) for bucket in several])
+
+    def _of(self, bucket: int) -> dict[str, pl.DataFrame]:
         config = self.config
-        end = midnight(config.split.fit.last)
+        end = config.split.last_fit()
         known = pl.col("available_at") <= end
         events = self.tables.events(bucket).filter(pl.col("event_time") < end, known)
         counts = {c: count_values(events, c) for c in ("event_type", "category")}
@@ -221,16 +228,29 @@ class _Words:
         return counts
 
 
+def _added(parts: Sequence[Mapping[str, pl.DataFrame]]) -> dict[str, pl.DataFrame]:
+    """Column → counts of its values, those of all parts together."""
+    columns = dict.fromkeys(column for part in parts for column in part)
+    return {
+        column: pl.concat([part[column] for part in parts if column in part])
+        .group_by("value")
+        .agg(pl.col("n").sum())
+        for column in columns
+    }
+
+
 def _vocabulary(config: Config, tables: Tables) -> Vocabulary:
-    parts = over(tables.buckets, _Words(config, tables), "vocabulary")
+    # a column may have as many values as users: of some buckets together, each value comes once
+    size = -(-len(tables.buckets) // PARTS)
+    groups = [tables.buckets[i : i + size] for i in range(0, len(tables.buckets), size)]
+    counts = _added(over(groups, _Words(config, tables), "vocabulary"))
 
     def words(column: str, limit: int) -> tuple[str, ...]:
-        counts = [part[column] for part in parts if column in part]
-        return most_frequent(pl.concat(counts), limit) if counts else ()
+        return most_frequent(counts[column], limit) if column in counts else ()
 
     event_types = words("event_type", config.features.max_event_types)
     check_event_types(event_types)
-    relations = {r for part in parts if "relation" in part for r in part["relation"]["value"]}
+    relations = counts["relation"]["value"].to_list() if "relation" in counts else []
     vocabulary = Vocabulary(
         event_types=event_types,
         categories=words("category", config.features.max_categories),
@@ -280,11 +300,12 @@ def _fit(
     )
 
 
-def _identity(config: Config, versions: dict[str, int]) -> str:
+def _identity(config: Config, tables: Tables) -> str:
     """A name that the content determines: the same configuration and lake, the same snapshot."""
     parts = {
         "format": FORMAT,
-        "versions": versions,
+        "versions": tables.versions,
+        "content": tables.content,
         **config.model_dump(
             mode="json", include={"tasks", "split", "features", "profile", "roles", "lake"}
         ),

@@ -3,7 +3,7 @@
 import polars as pl
 import pyarrow as pa
 
-from models.data.schema import TIMESTAMP, Table
+from models.data.schema import TIMESTAMP, Table, UserError
 from ray_jobs.lake import Lake
 
 TOMBSTONES = Table(
@@ -27,6 +27,12 @@ def erased(lake: Lake) -> frozenset[str]:
         return frozenset()
     hashes = lake.read(TOMBSTONES.name, columns=["user_hash"])
     return frozenset(hashes["user_hash"].to_list())
+
+
+def check_same(lake: Lake, before: frozenset[str], then: str) -> None:
+    """Raises UserError where users were erased since `before` was read; what to do `then`."""
+    if erased(lake) != before:
+        raise UserError(f"users were erased meanwhile: {then}")
 
 
 def bury(lake: Lake, frame: pl.DataFrame, app: str) -> None:

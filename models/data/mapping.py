@@ -13,6 +13,7 @@ from models.data.schema import UserError
 from models.data.source import Source
 
 FAILURES = "the expression fails on this row"
+MANY_TEXTS = 8  # columns of an expression; each more doubles what there is to try
 _MOST_FAILURES = 100  # rows on which an expression may fail before the slice is given up
 # Nodes of a Polars expression that look beyond their own row.
 _BEYOND_THE_ROW = frozenset({"Agg", "Len", "Over", "Explode", "SubPlan", "Rank", "Quantile"})
@@ -172,9 +173,9 @@ def _numbers(expression: pl.Expr, types: Schema, where: str) -> tuple[str, ...]:
     `a + b` makes sense both ways (a sum, or texts joined), so it is refused.
     """
     texts = [name for name, dtype in types.items() if dtype == pl.String]
-    choices = itertools.chain.from_iterable(
-        itertools.combinations(texts, size) for size in range(len(texts) + 1)
-    )
+    # of many columns none, one or all: the others are too many to try
+    sizes = range(len(texts) + 1) if len(texts) <= MANY_TEXTS else (0, 1, len(texts))
+    choices = itertools.chain.from_iterable(itertools.combinations(texts, n) for n in sizes)
     fitting: list[tuple[str, ...]] = []
     for choice in choices:
         if any(chosen and set(chosen) <= set(choice) for chosen in fitting):

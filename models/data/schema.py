@@ -161,7 +161,7 @@ def users_table(numeric: tuple[str, ...], categorical: tuple[str, ...]) -> Table
 
 
 def protected_table(columns: tuple[str, ...]) -> Table:
-    """The `protected` table: attributes for the fairness report, read by no other job."""
+    """The `protected` table: read by `tune` alone, to judge fairness by."""
     pairs = [(c, pa.string()) for c in columns]
     return Table(
         name="protected",

@@ -246,8 +246,9 @@ def _notes(
         yield f"{rows - scored} of {rows} test rows were not scored and are left out"
     if users < scored:
         yield (
-            f"the {scored} test rows are of {users} users: intervals take users whole, but those "
-            "of bins and groups, and the ECE's band, take rows for independent"
+            f"the {scored} test rows are of {users} users: each as-of time of a user counts as a "
+            "user here; intervals take users whole, but those of bins and groups, and the ECE's "
+            "band, take rows for independent"
         )
     for name, result in results.items():
         if not result.known:

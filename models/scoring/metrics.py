@@ -229,30 +229,6 @@ def at_threshold(y: ArrayLike, p: ArrayLike, threshold: float) -> tuple[float, f
     return float(precision), recall, 2 * hits / either if either else NAN
 
 
-def psi(expected: ArrayLike, actual: ArrayLike, *, bins: int = 10) -> float:
-    """Population stability index: sum of (a - e)·ln(a / e) over bins (Siddiqi 2006, chapter 9).
-
-    Bins have equal mass in `expected`, with one more below its range, one above it, and one for
-    NaN (not known). Each count gets half a row added, so that an empty bin stays finite. Rule of
-    thumb: below 0.1 stable, above 0.25 a shift.
-    """
-    columns = [np.asarray(values, dtype=np.float64) for values in (expected, actual)]
-    if not all(len(column) for column in columns):
-        raise UserError("psi: no rows to compare")
-    edges = np.sort(columns[0][~np.isnan(columns[0])])
-    if len(edges):
-        last_of_bin = -(-np.arange(1, bins + 1) * len(edges) // bins) - 1
-        edges = np.unique([np.nextafter(edges[0], -np.inf), *edges[last_of_bin]])
-    shares = []
-    for column in columns:
-        bin_of = np.searchsorted(edges, column, side="left")
-        bin_of[np.isnan(column)] = len(edges) + 1
-        counts = np.bincount(bin_of, minlength=len(edges) + 2) + 0.5
-        shares.append(counts / counts.sum())
-    e, a = shares
-    return float(np.sum((a - e) * np.log(a / e)))
-
-
 def equal_mass(p: FloatArray, bins: int) -> tuple[IntArray, IntArray]:
     """The ascending order of p, and where in it each bin starts; ties share a bin."""
     order = np.argsort(p, kind="stable")

@@ -38,11 +38,12 @@ MODALITY_REASONS = {
     "behaviour": "The course of the latest events",
     "social": "Ties to other users",
 }
+PROPOSED = "proposed"
 GENERAL = {
     "trend": "Change of activity against earlier months",
     "recency": "Time since the last activity, and since the first",
     "night": "Share of activity at night",
-    "proposed": "The proposed transaction against the user's habits",
+    PROPOSED: "The proposed transaction against the user's habits",
     "amounts": "Amounts moved",
     "activity": "How much, and how varied, the activity is",
     "profile": "Declared profile",
@@ -94,7 +95,7 @@ def _group(column: str, vocabulary: Vocabulary) -> str:
         ("recency", "recency"),
         ("tenure", "recency"),
         ("night", "night"),
-        ("proposed", "proposed"),
+        ("proposed", PROPOSED),
         ("sum", "amounts"),
         ("max", "amounts"),
         ("amount", "amounts"),
@@ -135,7 +136,12 @@ def effects(
     parts = [(reason.code, reason.columns, reason.categories) for reason in reasons]
     without_each = {source: one.without(seen[source], parts) for source, one in experts.items()}
     actual_B, *without = np.split(log_odds(task, torch.cat(outputs), without_each), len(outputs))
-    return actual_B[:, None] - np.stack(without, axis=1)
+    effect_BR = actual_B[:, None] - np.stack(without, axis=1)
+    for place, reason in enumerate(reasons):
+        if reason.code == PROPOSED:  # who proposes nothing is not to be told of a proposal
+            nothing_B = encoded.batch.missing_BF[:, list(reason.columns)].bool().all(1)
+            effect_BR[nothing_B.numpy(), place] = 0.0
+    return effect_BR
 
 
 def _tabular_without(predictor: Predictor, encoded: Encoded, reason: Reason) -> Tensor:

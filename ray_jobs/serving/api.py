@@ -72,7 +72,7 @@ def _amount(value: object) -> Decimal:
         raise ValueError(f"expected -{MAX_ABS_AMOUNT} to {MAX_ABS_AMOUNT}")
     if amount != round(amount, AMOUNT_SCALE):
         raise ValueError(f"expected at most {AMOUNT_SCALE} decimals")
-    return amount
+    return round(amount, AMOUNT_SCALE)  # zeros behind it would be digits too many for a column
 
 
 def _event_id(value: object) -> int | str:
@@ -108,17 +108,29 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
+@dataclass(frozen=True)
+class EventSource:
+    """An events source of the configuration: its time zone, and how long after an event it is known
+    unless the event says so."""
+
+    timezone: str = "UTC"
+    lag: timedelta = timedelta(0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What the configuration fixes of a request: its profile columns, and the events sources, each
-    with how long after an event it is known unless the event says so."""
+    """What the configuration fixes of a request: its profile columns, and the events sources."""
 
     profile: Profile = field(default_factory=Profile)
-    sources: Mapping[str, timedelta] = field(default_factory=dict)
+    sources: Mapping[str, EventSource] = field(default_factory=dict)
 
-    def source_of(self, event: "Event") -> str:
-        """The events source that an event comes from; empty where the configuration has none."""
+    def name_of(self, event: "Event") -> str:
+        """The name of an event's source; empty where the configuration has none."""
         return event.source or next(iter(self.sources), "")
+
+    def source_of(self, event: "Event") -> EventSource:
+        """The events source that an event comes from."""
+        return self.sources.get(self.name_of(event), EventSource())
 
 
 class Event(Message):
@@ -126,7 +138,8 @@ class Event(Message):
 
     `source`: the events source that it comes from, by default the configuration's first; with it
     a text `event_id` becomes the number that ingest gives it. `available_at`: when it became
-    known, by default the source's `lag` after it happened, as in ingest.
+    known, by default the source's `lag` after it happened, as in ingest. The hour and the weekday
+    are those of the source's `timezone`, as in ingest, whatever offset `event_time` is written in.
     """
 
     event_id: EventId
@@ -280,7 +293,7 @@ class ErrorResponse(Message):
 def terms_of(config: Config) -> Terms:
     """What a configuration fixes of a request."""
     sources = {
-        name: timedelta(0) if "available_at" in one.columns else one.lag
+        name: EventSource(one.timezone, timedelta(0) if "available_at" in one.columns else one.lag)
         for name, one in config.sources.items()
         if one.table == "events"
     }

@@ -43,6 +43,11 @@ def token_file() -> str | None:
 
 
 def read_token(variable: str, file: str | None) -> Token:
+    """What callers must send. Raises UserError as `token_of` does."""
+    return Token(_digest(token_of(variable, file)))
+
+
+def token_of(variable: str, file: str | None) -> str:
     """The token in a file, or without one in an environment variable.
 
     Raises UserError where there is none, or one that is too short or cannot stand in a header.
@@ -66,7 +71,7 @@ def read_token(variable: str, file: str | None) -> Token:
             f"{where}: the endpoint's token must have at least {LEAST_LENGTH} characters, letters, "
             "digits or any of . _ ~ + / - ="
         )
-    return Token(_digest(value))
+    return value
 
 
 def _digest(value: str) -> bytes:

@@ -44,7 +44,9 @@ def post(url: str, token: str, body: Mapping[str, Any]) -> dict[str, Any]:
         data=json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    # a proxy that the environment names is not to see the token, nor need it reach this machine
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(request, timeout=30) as answer:
         result: dict[str, Any] = json.load(answer)
         return result
 

@@ -1,7 +1,7 @@
 """Requests → one History and the rows to score, by the functions that ingest uses."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import polars as pl
 
@@ -10,7 +10,7 @@ from models.data.keys import COUNTERPARTY, id_hash, keys_of
 from models.data.redact import redact
 from models.data.schema import AMOUNT_SCALE
 from models.data.tasks import month_floor
-from models.data.values import parse_text
+from models.data.values import parse_text, utc_offset_min
 from ray_jobs.config import Profile
 from ray_jobs.serving.api import Event, ScoreRequest, Terms
 
@@ -73,15 +73,16 @@ def _events(requests: Sequence[ScoreRequest], secret: bytes, terms: Terms) -> pl
     pairs = [(row, event) for row, one in enumerate(requests) for event in one.events]
     events = [event for _, event in pairs]
     others = COUNTERPARTY + _texts(event.counterparty_id for event in events)
-    lags = [terms.sources.get(terms.source_of(event), timedelta(0)) for event in events]
-    known = [e.available_at or e.event_time + lag for e, lag in zip(events, lags, strict=True)]
+    sources = [terms.source_of(event) for event in events]
+    known = [e.available_at or e.event_time + s.lag for e, s in zip(events, sources, strict=True)]
+    times = _times(event.event_time for event in events)
     return pl.DataFrame(
         {
             "user_key": pl.Series([row for row, _ in pairs], dtype=pl.Int64),
             "event_id": _event_ids(events, terms),
-            "event_time": _times(event.event_time for event in events),
+            "event_time": times,
             "available_at": _times(known),
-            "utc_offset_min": pl.Series([_offset(e.event_time) for e in events], dtype=pl.Int16),
+            "utc_offset_min": _offsets(times, _texts(source.timezone for source in sources)),
             "event_type": _texts(event.event_type for event in events),
             "category": _texts(event.category for event in events),
             "counterparty_key": keys_of(secret, others),
@@ -115,7 +116,7 @@ def _event_ids(events: Sequence[Event], terms: Terms) -> pl.Series:
     ids = [event.event_id for event in events]
     result = pl.Series("event_id", [i if isinstance(i, int) else None for i in ids], dtype=pl.Int64)
     texts = _texts(i if isinstance(i, str) else None for i in ids)
-    sources = _texts(terms.source_of(event) for event in events)
+    sources = _texts(terms.name_of(event) for event in events)
     for source in sources.unique():
         hashed = texts.is_not_null() & (sources == source)
         result = id_hash(texts, source).zip_with(hashed, result)
@@ -130,8 +131,9 @@ def _texts(values: Iterable[str | None]) -> pl.Series:
     return pl.Series(list(values), dtype=pl.String)
 
 
-def _offset(time: datetime) -> int:
-    """Minutes that the local time is ahead of UTC."""
-    offset = time.utcoffset()
-    assert offset is not None
-    return int(offset.total_seconds() // 60)
+def _offsets(times: pl.Series, zones: pl.Series) -> pl.Series:
+    """Minutes that each event's local time is ahead of UTC, in the zone of its source."""
+    result = pl.Series([None] * len(times), dtype=pl.Int16)
+    for zone in zones.unique():
+        result = utc_offset_min(times, zone).zip_with(zones == zone, result)
+    return result

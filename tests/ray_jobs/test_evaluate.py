@@ -9,6 +9,7 @@ import pytest
 from models.scoring.baselines import Baselines
 from ray_jobs import evaluate, jobs
 from ray_jobs.config import Config
+from tuning.space import applied
 
 
 class EnoughError(Exception):
@@ -34,8 +35,10 @@ def test_lists_of_events_are_read_by_the_scorer_alone(
     monkeypatch.setattr(evaluate, "result_of", lambda done: done)
     monkeypatch.setattr(evaluate, "_predict", lambda *_: None)
     monkeypatch.setattr(evaluate, "evaluation_of", judged)
+    # what a configuration has come to ask for since, the model does not estimate
+    since = applied(demo_run, {"tasks.since": {"kind": "binary"}, "roles.pd": "since"})
     with pytest.raises(EnoughError):
-        evaluate.evaluate(demo_run, jobs.tables(demo_run))
+        evaluate.evaluate(since, jobs.tables(demo_run))
     labels = {f"y_{name}" for name in demo_run.tasks}
     assert set(frames["judged"].columns) == {"row", "user_key", "as_of"} | labels
     for role in ("fit", "select", "calibrate", "test"):

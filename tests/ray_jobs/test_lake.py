@@ -261,8 +261,12 @@ def test_new_columns_and_columns_of_another_type(lake: Lake) -> None:
     read = lake.read("users").sort("period")
     assert read["age"].to_list() == [30.0, 40.0]
     assert read["income"].to_list() == [None, 1.0]
+    users(users_table((), ()), "3")  # as of a file that has none of these any more
+    read = lake.read("users").sort("period")
+    assert read["age"].to_list() == [30.0, 40.0, None]
+    assert read["income"].to_list() == [None, 1.0, None]
     with pytest.raises(UserError, match=r"column age is Float64, not String"):
-        users(users_table((), ("age",)), "3", age=["old"])
+        users(users_table((), ("age",)), "4", age=["old"])
 
 
 def test_other_partitions_by_the_folders_of_the_files(lake: Lake) -> None:

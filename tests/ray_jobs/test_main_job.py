@@ -118,6 +118,43 @@ def test_backfill_again_changes_nothing(demo_run: Config, tables: Tables) -> Non
     assert tables.lake.version("scores") == version
 
 
+def test_a_model_that_is_champion_again_publishes_again(
+    demo_run: Config, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held() -> str:
+        (run_id,) = tables.lake.read("scores")["run_id"].unique()
+        return str(run_id)
+
+    def runs() -> list[str]:
+        rows = tables.lake.read("runs").filter(pl.col("verb") == "backfill").sort("finished_at")
+        return rows["run_id"].to_list()
+
+    first = held()
+    assert runs() == [first]
+    with monkeypatch.context() as patch:
+        patch.setattr(backfill, "FORMAT", backfill.FORMAT + 1)  # another model's run
+        backfill.backfill(demo_run, tables)
+        second = held()
+    assert second != first
+    backfill.backfill(demo_run, tables)
+    assert held() == first and runs() == [first, second, first]
+    version = tables.lake.version("scores")
+    backfill.backfill(demo_run, tables)
+    assert tables.lake.version("scores") == version and runs() == [first, second, first]
+
+
+def test_users_who_are_erased_meanwhile_are_not_scored(
+    demo_run: Config, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = tables.lake.version("scores")
+    told = iter([frozenset(), frozenset({"somebody"})])
+    monkeypatch.setattr(backfill, "FORMAT", backfill.FORMAT + 1)
+    monkeypatch.setattr(backfill.tombstones, "erased", lambda lake: next(told))
+    with pytest.raises(UserError, match=r"^users were erased meanwhile: run backfill again$"):
+        backfill.backfill(demo_run, tables)
+    assert tables.lake.version("scores") == version
+
+
 def test_the_graph_is_the_champions_whatever_the_configuration_says(
     demo_run: Config, tables: Tables, tmp_path: Path
 ) -> None:

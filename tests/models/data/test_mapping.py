@@ -96,6 +96,16 @@ def test_text_files_get_numbers_only_where_they_must() -> None:
         mapped("x + y", untyped=True)  # a sum, or texts joined?
 
 
+def test_many_text_columns_are_read_as_numbers_together() -> None:
+    """Else each column more would double what there is to try."""
+    names = [f"c{k}" for k in range(24)]
+    rows = pl.DataFrame({name: ["2"] for name in names})
+    columns = {"user_id": " - ".join(names)}
+    source = Source(table="users", path="f", columns=columns, immutable=True)
+    (one,) = resolve(source, dict.fromkeys(names, pl.String()), "f.csv", untyped=True)
+    assert evaluate(one, rows)[0].to_list() == [2.0 - 23 * 2.0]
+
+
 def test_text_that_is_no_number_rejects_its_row() -> None:
     rows = pl.DataFrame({"x": ["2", "two", None], "y": ["5", "5", "5"]})
     found, reason = evaluate(mapped("x * y", untyped=True), rows)

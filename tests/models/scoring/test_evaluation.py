@@ -197,7 +197,7 @@ def test_users_of_several_rows_are_taken_whole(given: dict[str, Any]) -> None:
         "oracle": None,
         "resamples": 200,
     }
-    found, note = evaluate(**again), f"the {4 * N} test rows are of {N} users: intervals take"
+    found, note = evaluate(**again), f"the {4 * N} test rows are of {N} users: each as-of time"
     assert any(one.startswith(note) for one in found.notes)
     once = evaluate(**given | {"baselines": Baselines({}), "oracle": None, "resamples": 200})
     assert not once.notes

@@ -18,7 +18,6 @@ from models.scoring.metrics import (
     ece_band,
     measure,
     paired_difference,
-    psi,
 )
 
 
@@ -212,28 +211,6 @@ def test_equal_amounts_have_slope_zero() -> None:
     assert found.value == pytest.approx(0)
 
 
-def test_psi() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.normal(0, 1, 5000)
-    assert psi(base, base) == 0
-    assert psi(base, rng.normal(0, 1, 5000)) < 0.02
-    assert psi(base, rng.normal(1, 1, 5000)) > 0.25
-    assert psi(base, np.where(rng.random(5000) < 0.4, np.nan, base)) > 0.25
-    # a column that was constant and is no longer
-    zeros = np.zeros(1000)
-    assert psi(zeros, zeros) == 0
-    assert psi(zeros, np.repeat([0.0, 1.0], 500)) > 0.25
-    assert psi(zeros, np.repeat([-1.0, 0.0], 500)) > 0.25
-    assert np.isfinite(psi([np.nan], [1.0]))
-
-
-def test_psi_by_hand() -> None:
-    # shares .75/.25 against .25/.75, half a row added to each of five counts
-    expected, actual = np.repeat([1.0, 2.0], [75, 25]), np.repeat([1.0, 2.0], [25, 75])
-    e, a = 75.5 / 102.5, 25.5 / 102.5
-    assert psi(expected, actual, bins=4) == pytest.approx(2 * (e - a) * np.log(e / a))
-
-
 @pytest.mark.parametrize(
     ("y", "p", "message"),
     [
@@ -247,10 +224,3 @@ def test_psi_by_hand() -> None:
 def test_refuses_what_cannot_be_evaluated(y: list[float], p: list[float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         binary_metrics(y, p, threshold=0.5, seed=0, resamples=5)
-
-
-def test_refuses_empty_amounts_and_empty_psi() -> None:
-    with pytest.raises(UserError, match="no rows"):
-        amount_metrics([], [], seed=0)
-    with pytest.raises(UserError, match="no rows"):
-        psi([], [1.0])

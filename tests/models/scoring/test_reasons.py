@@ -202,6 +202,27 @@ def test_columns_are_compared_with_the_median_user(
         assert np.abs(none_BR).max() < 1e-6, reason.code
 
 
+def test_who_proposes_nothing_has_no_proposal_for_a_reason(
+    predictor: Predictor, known: Features, vocabulary: Vocabulary
+) -> None:
+    """Of a model whose fit role had proposals: the median is one."""
+    reason = next(r for r in reasons_of(vocabulary) if r.code == "proposed")
+    names = list(predictor.stats.tabular)
+    scales = {
+        name: predictor.stats.amount if place in reason.columns else scale
+        for place, (name, scale) in enumerate(predictor.stats.tabular.items())
+    }
+    assert predictor.stats.amount.median is not None
+    predictor.stats = predictor.stats.model_copy(update={"tabular": scales})
+    half = np.arange(known.frame.height) % 2 == 0
+    proposed = [
+        pl.Series(names[k], np.where(half, 70.0, np.nan)).fill_nan(None) for k in reason.columns
+    ]
+    one = encoded(predictor, replace(known, frame=known.frame.with_columns(proposed)))
+    effect_B = effects(predictor, one, "default", (reason,), raw, {}, {})[:, 0]
+    assert (effect_B[~half] == 0).all() and (effect_B[half] != 0).all()
+
+
 def test_a_level_can_be_a_reason(
     predictor: Predictor, known: Features, vocabulary: Vocabulary
 ) -> None:

@@ -17,7 +17,7 @@ from ray_jobs.serving import api
 
 TERMS = api.Terms(
     profile=Profile(numeric=("age",), categorical=("city",)),
-    sources={"orders": timedelta(0), "reviews": timedelta(0)},
+    sources={"orders": api.EventSource(), "reviews": api.EventSource()},
 )
 EVENT = {"event_id": 1, "event_time": "2024-05-01T09:30:00+02:00", "event_type": "pay"}
 
@@ -71,6 +71,9 @@ def test_reads_everything() -> None:
     assert first.event_time == datetime(2024, 5, 1, 7, 30, tzinfo=UTC)
     assert first.event_time.utcoffset() == timedelta(hours=2)
     assert first.amount == Decimal("-12.5")
+    assert str(parse(request(proposed={"amount": "9" * 10 + "." + "0" * 28})).proposed.amount) == (
+        "9999999999.0000"
+    )
     assert first.category == "food"
     assert one.proposed is not None and one.proposed.amount == Decimal("99.99")
     assert one.profile == {"age": 41.0, "city": None}

@@ -90,7 +90,9 @@ def config(secret_file: Path, **options: Any) -> Config:
     return Config.model_construct(
         serve=ServeConfig(port=0, timeout_s=3, **options),
         profile=Profile(numeric=("age",)),
-        sources={"orders": SimpleNamespace(table="events", columns={}, lag=timedelta(0))},
+        sources={
+            "orders": SimpleNamespace(table="events", columns={}, timezone="UTC", lag=timedelta(0))
+        },
         secret_file=str(secret_file),
     )
 

@@ -17,7 +17,10 @@ from ray_jobs.serving import api, convert
 SECRET = b"only for tests"
 TERMS = api.Terms(
     profile=Profile(numeric=("age",), categorical=("city",)),
-    sources={"orders": timedelta(0), "reviews": timedelta(days=2)},
+    sources={
+        "orders": api.EventSource("Asia/Shanghai"),
+        "reviews": api.EventSource("America/New_York", timedelta(days=2)),
+    },
 )
 AS_OF = datetime(2024, 5, 20, 12, tzinfo=UTC)
 MAY = datetime(2024, 5, 1, tzinfo=UTC)
@@ -133,12 +136,13 @@ def test_events_as_ingest_makes_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("time", "offset"),
-    [("2024-05-02T01:30:00+02:00", 120), ("2024-05-02T01:30:00-09:30", -570),
-     ("2024-05-02T01:30:00Z", 0)],
-)  # fmt: skip
-def test_local_time_is_kept(time: str, offset: int) -> None:
-    (row,) = seen(request(events=[event(event_time=time)])).events.rows(named=True)
+    "time", ["2024-05-02T01:30:00+02:00", "2024-05-02T01:30:00-09:30", "2024-05-02T01:30:00Z"]
+)
+@pytest.mark.parametrize(("source", "offset"), [(None, 480), ("reviews", -240)])
+def test_local_time_is_that_of_the_source(time: str, source: str | None, offset: int) -> None:
+    """As in ingest, whatever offset the caller writes the time in."""
+    one = event(event_time=time) if source is None else event(event_time=time, source=source)
+    (row,) = seen(request(events=[one])).events.rows(named=True)
     assert row["utc_offset_min"] == offset
     assert row["event_time"] == datetime.fromisoformat(time)
 
@@ -157,9 +161,11 @@ def test_an_event_is_known_when_ingest_says_so() -> None:
     orders = {**late, "event_id": 4, "source": "orders"}
     assert seen(request(events=[one, late, told, orders])).events["event_id"].to_list() == [1, 3, 4]
     lag = "sources.events.lag=P2D"
-    assert api.terms_of(load("demo", [lag])).sources == {"events": timedelta(days=2)}
+    late_by = api.EventSource("Asia/Shanghai", timedelta(days=2))
+    assert api.terms_of(load("demo", [lag])).sources == {"events": late_by}
     mapped = "sources.events.columns.available_at=seen"
-    assert api.terms_of(load("demo", [lag, mapped])).sources == {"events": timedelta(0)}
+    at_once = api.EventSource("Asia/Shanghai")
+    assert api.terms_of(load("demo", [lag, mapped])).sources == {"events": at_once}
 
 
 def test_identify_gives_the_lakes_key_and_the_month() -> None:
