@@ -166,9 +166,11 @@ class FitConfig(Strict):
 
 
 class PretrainLoop(Strict):
-    """How long and how fast; the rate is the peak of a cosine with a warm-up."""
+    """How long and how fast; the rate is the peak of a cosine with a warm-up. By itself `precision`
+    hangs on the machine, so that another may not come to the same bits."""
 
     epochs: int = Field(default=3, ge=1)
+    precision: Literal["auto", Precision] = "auto"
     batch: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
 

@@ -56,7 +56,7 @@ def descend(
     optimizer = torch.optim.AdamW(parameters, config.learning_rate)
     total = steps * config.epochs
     schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP * total), total)
-    precision = agreed_precision("auto", device)
+    precision = agreed_precision(config.precision, device)
     means = []
     for epoch in range(config.epochs):
         losses = []

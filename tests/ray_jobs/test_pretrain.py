@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from tests.conftest import SmallShop
 
 NEW = "pretrain.text.new={vocabulary: 300, layers: 1, width: 16, heads: 2}"
-FAST = (NEW, "pretrain.text.epochs=2", "pretrain.behaviour.epochs=2", "network.width=16")
+FAST = (
+    NEW, "pretrain.text.epochs=2", "pretrain.behaviour.epochs=2", "network.width=16",
+    "pretrain.text.precision=fp32", "pretrain.behaviour.precision=fp32",
+)  # fmt: skip
 EARLY = date(2023, 1, 1)  # before the first event
 LAST = 4  # the fit role's last as-of time is the start of April
 

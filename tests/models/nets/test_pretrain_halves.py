@@ -20,7 +20,9 @@ TOPICS = (
     ["one", "two", "three", "four", "five", "six"],
 )
 NEW = NewEncoder(vocabulary=100, layers=1, width=16, heads=2)
-CONFIG = TextPretraining(new=NEW, objective="halves", batch=16, epochs=12, learning_rate=5e-3)
+CONFIG = TextPretraining(
+    new=NEW, objective="halves", batch=16, epochs=12, learning_rate=5e-3, precision="fp32"
+)
 
 
 def texts_of(topic: int, count: int) -> list[str]:
