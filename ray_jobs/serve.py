@@ -23,11 +23,14 @@ def serve_forever(config: Config, tables: Tables) -> None:
     app.serve_forever(config, model, graph=graph_reader(tables, model))
 
 
-def graph_reader(tables: Tables, model: str) -> GraphReader:
-    """Reads a month's graph snapshot from the lake, as it is made for a model's folder.
+def graph_reader(tables: Tables, model: str) -> GraphReader | None:
+    """Reads a month's graph snapshot from the lake, as it is made for a model's folder; None of a
+    lake without ties.
 
     Raises UserError for a damaged model, and for a graph of an earlier version.
     """
+    if "edges" not in tables.versions:
+        return None
     graph.check(tables.lake)
     spec = artifact.load_spec(Path(model))
     return partial(tables.graph, graph.neighbours_of(spec))

@@ -1,5 +1,6 @@
 """A user's ties, online: rows of the lake's `graph` table, a month at a time in memory."""
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from datetime import datetime
 
 import polars as pl
 
+logger = logging.getLogger("ray.serve")
 DATES_KEPT = 3  # months in memory
 LOOK_AGAIN_S = 300.0  # after which a month that was not there is looked for again
 
@@ -50,6 +52,7 @@ class SocialLookup:
         snapshot = self._read(date)
         if snapshot is None or snapshot.is_empty():
             self._absent[date] = time.monotonic() + LOOK_AGAIN_S
+            logger.warning("no ties of %s yet, scored without: run backfill", f"{date:%Y-%m-%d}")
             return None
         self._snapshots[date] = snapshot = snapshot.sort("user_key")
         if len(self._snapshots) > DATES_KEPT:

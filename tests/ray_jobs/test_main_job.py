@@ -172,6 +172,7 @@ def test_the_graph_is_the_champions_whatever_the_configuration_says(
     )
     month = datetime(2024, 7, 1, tzinfo=UTC)
     champions = serve.graph_reader(own, registry.champion(own.lake).path)
+    assert champions is not None
     others = partial(own.graph, graph.neighbours_of(edited))
     backfill.backfill(edited, own)
     made, none = champions(month), others(month)

@@ -36,7 +36,9 @@ def application() -> FastAPI:
     config = load(str(Path(os.environ[FOLDER]) / "config.json"))
     tables, secret, terms = jobs.tables(config), read_secret(config), api.terms_of(config)
     model = registry.champion(tables.lake).path
-    scorer, ties = Scorer.load(model), SocialLookup(serve.graph_reader(tables, model))
+    scorer, graph = Scorer.load(model), serve.graph_reader(tables, model)
+    assert graph is not None
+    ties = SocialLookup(graph)
     made, one_at_a_time = FastAPI(), asyncio.Lock()
 
     def judge(asked: api.ScoreRequest) -> api.ScoreResponse:
