@@ -41,12 +41,12 @@ def tune(config: Config, tables: Tables) -> None:
     study = open_study(storage_of(config), config.tune, identity)
     search = Search(study, space, config.tune, config.train.loop.epochs, config.seed)
     phases: list[Phase] = [search, Confirmation(study, space, config.tune)]
-    if config.tune.workers > 1:
-        check_room(config.train, config.tune.workers)
-    check_encoder(config.network.text, config.features.max_tokens)
     protected = _protected(config, tables)
     try:
         if not all(phase.finished for phase in phases):
+            if config.tune.workers > 1:
+                check_room(config.train, config.tune.workers)
+            check_encoder(config.network.text, config.features.max_tokens)
             made = _snapshots(config, tables, space)
             Feed(phases, config, made, folder_of(config), short_digest(identity), protected).run()
     finally:  # of a search that was cut off too, so far

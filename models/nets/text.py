@@ -90,12 +90,12 @@ def load_encoder(name: str, key: str = KEY) -> "PreTrainedModel":
 def check_encoder(config: TextConfig, max_tokens: int) -> None:
     """Raises UserError unless the encoder can be trained as it is asked to be: it is there and
     whole, has the layers, knows every token of its tokenizer, and reads so many at a time."""
-    encoder, tokenizer = encoder_to_train(config), load_tokenizer(config.encoder)
+    encoder, tokenizer = encoder_to_train(config), cast(Any, load_tokenizer(config.encoder))
     words = encoder.config.vocab_size
-    if len(cast(Any, tokenizer)) > words:
+    if len(tokenizer) > words:
         raise UserError(
-            f"{KEY} {config.encoder!r}: its tokenizer knows {len(cast(Any, tokenizer))} tokens, "
-            f"its weights {words}"
+            f"{KEY} {config.encoder!r}: its tokenizer knows {len(tokenizer)} tokens, its weights "
+            f"{words}"
         )
     tokens = torch.full((1, max_tokens), words - 1)
     try:
