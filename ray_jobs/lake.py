@@ -194,9 +194,8 @@ class Lake(Accounts):
 
         Does nothing when this generation of the application, or a later one, is published.
         `replace` names the partitions whose earlier files the commit removes. The commit's
-        metadata holds the SHA-256 of each file. A column that the files lack stays the table's:
-        other partitions may have it. Raises UserError, and publishes nothing, when a file is
-        missing or not what was written.
+        metadata holds the SHA-256 of each file. A column that the files lack stays the table's.
+        Raises UserError, and publishes nothing, when a file is missing or not what was written.
         """
         if self.generation(table.name, app) >= generation:
             return self.version(table.name)
@@ -215,7 +214,7 @@ class Lake(Accounts):
                 delta.create_write_transaction(
                     list(actions),
                     "append" if filters is None else "overwrite",
-                    _with_columns(pa.schema(delta.schema().to_arrow()), table.schema),
+                    pa.unify_schemas([pa.schema(delta.schema().to_arrow()), table.schema]),
                     delta.metadata().partition_columns,
                     filters,
                     commit_properties=CommitProperties(
@@ -394,8 +393,3 @@ class Lake(Accounts):
             data_change=True,
             stats=json.dumps({"numRecords": file.rows}),
         )
-
-
-def _with_columns(held: pa.Schema, new: pa.Schema) -> pa.Schema:
-    """The columns that a table has and those that it gets."""
-    return pa.schema([*held, *(field for field in new if field.name not in held.names)])
