@@ -209,12 +209,15 @@ class Lake(Accounts):
             delta = self._open(table.name)
             if (delta.transaction_version(app) or 0) >= generation:
                 break
+            held = pa.schema(delta.schema().to_arrow())
             try:
                 # the handle just asked, not reloaded: a commit in between makes this one fail
                 delta.create_write_transaction(
                     list(actions),
                     "append" if filters is None else "overwrite",
-                    pa.unify_schemas([pa.schema(delta.schema().to_arrow()), table.schema]),
+                    pa.schema(
+                        [*held, *(one for one in table.schema if one.name not in held.names)]
+                    ),
                     delta.metadata().partition_columns,
                     filters,
                     commit_properties=CommitProperties(

@@ -119,8 +119,12 @@ def test_backfill_again_changes_nothing(demo_run: Config, tables: Tables) -> Non
 
 
 def test_a_model_that_is_champion_again_publishes_again(
-    demo_run: Config, tables: Tables, monkeypatch: pytest.MonkeyPatch
+    demo_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copytree(demo_run.lake, tmp_path / "lake")
+    config = demo_run.model_copy(update={"lake": str(tmp_path / "lake")})
+    tables = jobs.tables(config)
+
     def held() -> str:
         (run_id,) = tables.lake.read("scores")["run_id"].unique()
         return str(run_id)
@@ -133,13 +137,13 @@ def test_a_model_that_is_champion_again_publishes_again(
     assert runs() == [first]
     with monkeypatch.context() as patch:
         patch.setattr(backfill, "FORMAT", backfill.FORMAT + 1)  # another model's run
-        backfill.backfill(demo_run, tables)
+        backfill.backfill(config, tables)
         second = held()
     assert second != first
-    backfill.backfill(demo_run, tables)
+    backfill.backfill(config, tables)
     assert held() == first and runs() == [first, second, first]
     version = tables.lake.version("scores")
-    backfill.backfill(demo_run, tables)
+    backfill.backfill(config, tables)
     assert tables.lake.version("scores") == version and runs() == [first, second, first]
 
 
