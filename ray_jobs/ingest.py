@@ -311,8 +311,7 @@ def _undisturbed(plan: Plan, state: Mapping[str, Any] | None) -> dict[str, int]:
     since this one began: what it published, or took back, must not come under this one's name."""
     lake = plan.lake
     versions = {name: lake.version(name) for name in ORDER if lake.exists(name)}
-    if tombstones.erased(lake) != plan.erased:
-        raise UserError("users were erased while this ingest ran: run it again")
+    tombstones.check_same(lake, plan.erased, "run it again", "while this ingest ran")
     own = json.dumps(plan.by)
     other = changed_by_others(lake, plan.found, versions, lambda commit: commit.get(BY) == own)
     if other is not None or lake.state() != state:

@@ -29,10 +29,10 @@ def erased(lake: Lake) -> frozenset[str]:
     return frozenset(hashes["user_hash"].to_list())
 
 
-def check_same(lake: Lake, before: frozenset[str], then: str) -> None:
+def check_same(lake: Lake, before: frozenset[str], then: str, when: str = "meanwhile") -> None:
     """Raises UserError where users were erased since `before` was read; what to do `then`."""
     if erased(lake) != before:
-        raise UserError(f"users were erased meanwhile: {then}")
+        raise UserError(f"users were erased {when}: {then}")
 
 
 def bury(lake: Lake, frame: pl.DataFrame, app: str) -> None:

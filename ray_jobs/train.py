@@ -22,7 +22,7 @@ from models.scoring.fit_calibration import Judged, calibrators_of, judge
 from models.scoring.predict import Predictor
 from ray_jobs import registry, tracking
 from ray_jobs.checkpoint import history_of, weights_of
-from ray_jobs.config import Config
+from ray_jobs.config import Config, TrainConfig
 from ray_jobs.folds import FILE_FORMAT, check_folds, fold_of, read_judged, write_judged
 from ray_jobs.frames import Frames
 from ray_jobs.kept import with_kept
@@ -50,6 +50,7 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     A run that was cut off goes on after its last checkpoint. It is known by its `name`; by
     default, by all that determines it. Raises UserError.
     """
+    _check_rows(config.train, snapshot)
     _check_outcomes(config, snapshot)
     check_room(config.train, config.train.workers)
     check_encoder(config.network.text, config.features.max_tokens)
@@ -60,8 +61,9 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     tracking.check(config.train.wandb)
     if config.scoring_precision == "int8":
         int8.check()
-    run, storage = name or _identity(config, snapshot), Path(config.work) / "train"
-    _claim(storage / run, _identity(config, snapshot))
+    identity, storage = _identity(config, snapshot), Path(config.work) / "train"
+    run = name or identity
+    _claim(storage / run, identity)
     out_of_fold = _cross_fitted(config, snapshot, storage, run)
     snapshot, best, last = _trained(config, snapshot, storage, run)
     with best.as_directory() as weights, last.as_directory() as newest:
@@ -74,17 +76,22 @@ def train(config: Config, lake: Lake, snapshot: Snapshot, name: str | None = Non
     return path
 
 
+def _check_rows(config: TrainConfig, snapshot: Snapshot) -> None:
+    """Each rank needs a row of both roles. Raises UserError."""
+    ranks = config.workers if isinstance(config.workers, int) else config.workers[1]
+    held = {
+        "fit": snapshot.rows["fit"],
+        "select": min(snapshot.rows["select"], config.select_rows),
+    }
+    for role, rows in held.items():
+        if rows < ranks:
+            raise UserError(f"train: {rows} rows of the role {role}, for {ranks} ranks")
+
+
 def _check_outcomes(config: Config, snapshot: Snapshot) -> None:
     """Refuse before the training what its calibration would refuse. Raises UserError."""
     columns = [f"y_{name}" for name in config.tasks]
     select = snapshot.read("select", columns).frame.select(columns)
-    asked = config.train.workers
-    ranks = asked if isinstance(asked, int) else asked[1]
-    for role, rows in (
-        ("fit", snapshot.rows["fit"]), ("select", min(select.height, config.train.select_rows))
-    ):  # fmt: skip
-        if rows < ranks:
-            raise UserError(f"train: {rows} rows of the role {role}, for {ranks} ranks")
     if not any(select[column].count() for column in columns):
         raise UserError("train: no label of any task in the select role; see split.select")
     if config.train.cross_fit is not None:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.scoring.clusters import numbered
+from models.scoring.clusters import own_of
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -135,7 +135,7 @@ def bootstrap(
     user together (`models.scoring.clusters`; None: each row is another's). All scores see the same
     draw, so their differences are paired.
     """
-    own = np.arange(len(y)) if users is None else numbered(users)
+    own = own_of(users, len(y))
     blocks: dict[MetricName, list[FloatArray]] = {name: [] for name in metrics}
     for weights in _resampled(own, seed, resamples):
         for name in metrics:

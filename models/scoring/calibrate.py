@@ -18,7 +18,7 @@ from scipy.special import expit, logsumexp, softmax
 
 from models.data.schema import UserError
 from models.data.strict import Strict
-from models.scoring.clusters import IntArray, count_of, standard_error, stratified_folds
+from models.scoring.clusters import IntArray, count_of, own_of, standard_error, stratified_folds
 
 FloatArray = NDArray[np.float64]
 Kind = Literal["platt", "beta", "spline"]
@@ -111,7 +111,7 @@ def fit_binary(
     Raises UserError for no rows, one outcome only, other labels, values that are not finite.
     """
     z, target = _checked_binary(logit, y)
-    own = np.arange(len(z)) if users is None else users
+    own = own_of(users, len(z))
     rarer = min(count_of(own, target == outcome) for outcome in (0, 1))
     if rarer < 2:
         return _fit_kind("platt", z, target)

@@ -20,6 +20,11 @@ def numbered(users: ArrayLike) -> IntArray:
     return place[own]
 
 
+def own_of(users: ArrayLike | None, rows: int) -> IntArray:
+    """The same, of so many rows; None: each row is of another user."""
+    return np.arange(rows) if users is None else numbered(users)
+
+
 def repeat(users: IntArray) -> bool:
     """Whether a user has more than one row."""
     return len(np.unique(users)) < len(users)

@@ -24,7 +24,7 @@ from models.scoring.bootstrap import (
     interval,
     once,
 )
-from models.scoring.clusters import IntArray, numbered, repeat
+from models.scoring.clusters import IntArray, numbered, own_of, repeat
 
 NAN = float("nan")
 Z_95 = 1.959963984540054
@@ -163,7 +163,7 @@ def calibration_line(
     """
     target, probability = _checked(y, p, binary=True, probability=True)
     held = np.clip(probability, EPSILON, 1 - EPSILON)
-    own = np.arange(len(target)) if users is None else numbered(users)
+    own = own_of(users, len(target))
     sandwich = own if repeat(own) else None
     return _line(np.log(held) - np.log1p(-held), target, "logistic", sandwich)
 
@@ -181,8 +181,7 @@ def amount_calibration_slope(
     if not usable.any():
         return Interval(NAN, NAN, NAN)
     mean = float(np.abs(target[usable]).mean()) or 1.0  # free of the currency's unit
-    own = np.arange(len(target)) if users is None else users
-    sandwich = numbered(own[usable])
+    sandwich = numbered(own_of(users, len(target))[usable])
     return _line(np.log(amount[usable]), target[usable] / mean, "poisson", sandwich)[1]
 
 
