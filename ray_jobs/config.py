@@ -112,7 +112,6 @@ class ServeConfig(Strict):
     max_replicas: int = Field(default=4, ge=1)
     max_ongoing_requests: int = Field(default=32, ge=1)
     max_batch: int = Field(default=16, ge=1)
-    batch_wait_ms: float = Field(default=4.0, ge=0)
     timeout_s: float = Field(default=5.0, gt=0)
     cpus_per_replica: float = Field(default=0.5, gt=0)
 

@@ -1,6 +1,5 @@
 """The Ray Serve application: replicas that score together what arrives together."""
 
-import asyncio
 import os
 import re
 import signal
@@ -25,6 +24,7 @@ from ray_jobs.config import Config
 from ray_jobs.progress import say
 from ray_jobs.secret import read_secret
 from ray_jobs.serving import api, auth, convert, routes
+from ray_jobs.serving.batcher import Batcher
 from ray_jobs.serving.guard import Guard, log_bug
 from ray_jobs.serving.social import GraphReader, SocialLookup
 
@@ -53,7 +53,7 @@ class Settings:
 
 
 class Endpoint:
-    """One replica. Requests that wait while a batch is scored form the next batch."""
+    """One replica, which scores together what arrives while it scores."""
 
     def __init__(self, settings: Settings) -> None:
         self._options = settings.config.serve
@@ -72,16 +72,7 @@ class Endpoint:
             precision=spec.precision,
             tasks={name: task.kind for name, task in spec.tasks.items()},
         )
-        batched = serve.batch(
-            max_batch_size=options.max_batch, batch_wait_timeout_s=options.batch_wait_ms / 1000
-        )(self._score_in_thread)
-
-        async def score(request: api.ScoreRequest) -> Row:
-            scored = await batched(request)
-            if isinstance(scored, Exception):
-                raise scored
-            return scored
-
+        score = Batcher(self._score_each, options.max_batch)
         return Guard(
             routes.application(score, model, self._terms),
             token=self._token,
@@ -89,9 +80,6 @@ class Endpoint:
             max_body=api.MAX_BODY,
             timeout_s=options.timeout_s,
         )
-
-    async def _score_in_thread(self, requests: list[api.ScoreRequest]) -> list[Row | Exception]:
-        return await asyncio.to_thread(self._score_each, requests)
 
     def _score_each(self, requests: Sequence[api.ScoreRequest]) -> list[Row | Exception]:
         """Scores of a batch; where it breaks, one by one, so that no request fails for another."""

@@ -110,7 +110,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def url(ray_cluster: None, secrets: Path) -> Iterator[str]:
-    options = config(secrets / "secret", batch_wait_ms=50.0)
+    options = config(secrets / "secret")
     yield app.start(options, "model/good", graph=read_graph, load=load)
     app.stop()
 
