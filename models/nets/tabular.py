@@ -62,15 +62,20 @@ class TabularTower(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, D], and [B] bool: always known."""
-        values_BK, missing_BK = batch.tabular_BF, batch.missing_BF
+        vectors_BD = self.vectors(batch.tabular_BF, batch.missing_BF, batch.categorical_BC)
+        known_B = torch.ones(len(vectors_BD), dtype=torch.bool, device=vectors_BD.device)
+        return vectors_BD, known_B
+
+    def vectors(self, values_BF: Tensor, missing_BF: Tensor, categorical_BC: Tensor) -> Tensor:
+        """[B, D] of the columns themselves."""
+        values_BK, missing_BK = values_BF, missing_BF
         if self.kept is not None:
             values_BK, missing_BK = values_BK[:, self.kept], missing_BK[:, self.kept]
         scores = values_BK if self.bins is None else self.bins(values_BK).flatten(1)
         parts = [scores, missing_BK]
-        parts += [e(batch.categorical_BC[:, k]) for k, e in enumerate(self.levels)]
+        parts += [e(categorical_BC[:, k]) for k, e in enumerate(self.levels)]
         inputs = torch.cat(parts, 1)
-        vectors_BD = self.wide(inputs) + self.deep(inputs)
+        vectors_BD: Tensor = self.wide(inputs) + self.deep(inputs)
         if self.cross is not None:
             vectors_BD = vectors_BD + self.cross(inputs)
-        known_B = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
-        return vectors_BD, known_B
+        return vectors_BD

@@ -6,13 +6,13 @@ level — and the rise in log odds of the final probability of default that its 
 its effect (occlusion against a reference; Covert, Lundberg and Lee 2021, "Explaining by removing").
 Only the tabular tower, the fusion and the experts are run again.
 
-Shapes: B rows, M modalities, D width, F tabular and C categorical columns, R reasons, N rows of all
-reasons.
+Shapes: B rows, M modalities, D width, F tabular and C categorical columns, R reasons (and the
+inputs as they are, before them), N rows of all of those.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.data.batch import Batch
 from models.data.features import tabular_columns
 from models.data.vocabulary import FIRST_LEVEL, Vocabulary
 from models.nets.fusion import MODALITIES
@@ -121,21 +122,20 @@ def effects(
     what they have read of the rows. What is replaced for the network is replaced for them, and
     changes nothing where they do not read it.
     """
-    network = predictor.network
-    outputs = [network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks[task]]
-    for reason in reasons:
-        vectors_BMD, known_BM = encoded.vectors_BMD, encoded.known_BM
-        if reason.code not in MODALITY_REASONS:
-            vectors_BMD = vectors_BMD.clone()
-            tabular_BD = _tabular_without(predictor, encoded, reason)
-            vectors_BMD[:, MODALITIES.index("tabular")] = tabular_BD
-        else:
-            known_BM = known_BM.clone()
-            known_BM[:, MODALITIES.index(reason.code)] = False
-        outputs.append(network.fuse(vectors_BMD, known_BM).tasks[task])
+    tabular = [k for k, reason in enumerate(reasons) if reason.code not in MODALITY_REASONS]
+    # as they are, then with each reason's inputs withheld: all of it runs at once
+    vectors_RBMD = encoded.vectors_BMD.repeat(1 + len(reasons), 1, 1, 1)
+    known_RBM = encoded.known_BM.repeat(1 + len(reasons), 1, 1)
+    tabular_RBD = _tabular_without(predictor, encoded.batch, [reasons[k] for k in tabular])
+    vectors_RBMD[[1 + k for k in tabular], :, MODALITIES.index("tabular")] = tabular_RBD
+    for k, reason in enumerate(reasons):
+        if reason.code in MODALITY_REASONS:
+            known_RBM[1 + k, :, MODALITIES.index(reason.code)] = False
+    outputs = predictor.network.fuse(vectors_RBMD.flatten(0, 1), known_RBM.flatten(0, 1))
     parts = [(reason.code, reason.columns, reason.categories) for reason in reasons]
     without_each = {source: one.without(seen[source], parts) for source, one in experts.items()}
-    actual_B, *without = np.split(log_odds(task, torch.cat(outputs), without_each), len(outputs))
+    log_odds_N = log_odds(task, outputs.tasks[task], without_each)
+    actual_B, *without = np.split(log_odds_N, 1 + len(reasons))
     effect_BR = actual_B[:, None] - np.stack(without, axis=1)
     for place, reason in enumerate(reasons):
         if reason.code == PROPOSED:  # who proposes nothing is not to be told of a proposal
@@ -144,22 +144,25 @@ def effects(
     return effect_BR
 
 
-def _tabular_without(predictor: Predictor, encoded: Encoded, reason: Reason) -> Tensor:
-    """[B, D] of the tabular tower, with the reason's columns at the fit role's median, and at the
-    most frequent level."""
-    columns, batch = list(reason.columns), encoded.batch
-    scales = list(predictor.stats.tabular.values())
-    medians = [scales[k].median for k in columns]
-    tabular_BF, missing_BF = batch.tabular_BF.clone(), batch.missing_BF.clone()
-    tabular_BF[:, columns] = torch.tensor([median or 0.0 for median in medians])
-    missing_BF[:, columns] = torch.tensor([float(median is None) for median in medians])
-    categorical_BC = batch.categorical_BC.clone()
-    categorical_BC[:, list(reason.categories)] = FIRST_LEVEL
-    median = replace(
-        batch, tabular_BF=tabular_BF, missing_BF=missing_BF, categorical_BC=categorical_BC
+def _tabular_without(predictor: Predictor, batch: Batch, reasons: Sequence[Reason]) -> Tensor:
+    """[R, B, D] of the tabular tower, with each reason's columns at the fit role's median, and at
+    the most frequent level."""
+    medians = [scale.median for scale in predictor.stats.tabular.values()]
+    median_F = torch.tensor([median or 0.0 for median in medians])
+    unknown_F = torch.tensor([float(median is None) for median in medians])
+    tabular_RBF = batch.tabular_BF.repeat(len(reasons), 1, 1)
+    missing_RBF = batch.missing_BF.repeat(len(reasons), 1, 1)
+    categorical_RBC = batch.categorical_BC.repeat(len(reasons), 1, 1)
+    for k, reason in enumerate(reasons):
+        columns = list(reason.columns)
+        tabular_RBF[k, :, columns] = median_F[columns]
+        missing_RBF[k, :, columns] = unknown_F[columns]
+        categorical_RBC[k, :, list(reason.categories)] = FIRST_LEVEL
+    vector_ND = predictor.network.tabular.vectors(
+        tabular_RBF.flatten(0, 1), missing_RBF.flatten(0, 1), categorical_RBC.flatten(0, 1)
     )
-    vector_BD: Tensor = predictor.network.tabular(median)[0]
-    return vector_BD
+    vector_RBD: Tensor = vector_ND.view(len(reasons), len(batch), vector_ND.shape[1])
+    return vector_RBD
 
 
 def top_reasons(effect_BR: NDArray[np.float64], reasons: tuple[Reason, ...]) -> pl.Series:
