@@ -276,8 +276,7 @@ def _publish_some(
     written = over(answers, _Measures(work, dates, table, kinds), "graph: measures")
     for month, date in enumerate(dates):
         files = [one for files in written if (one := files[month]) is not None]
-        where = work.neighbours.month(date)
-        app = "/".join([table.name, *where.values()])
+        app, where = work.neighbours.app(date), work.neighbours.month(date)
         work.tables.lake.replace(table, app=app, files=files, where=where)
     return [counts for _, counts in summed]
 

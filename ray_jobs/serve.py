@@ -24,8 +24,8 @@ def serve_forever(config: Config, tables: Tables) -> None:
 
 
 def graph_reader(tables: Tables, model: str) -> GraphReader | None:
-    """Reads a month's graph snapshot from the lake, as it is made for a model's folder; None of a
-    lake without ties.
+    """Reads graph snapshots from the lake, as they are made for a model's folder; None of a lake
+    without ties.
 
     Raises UserError for a damaged model, and for a graph of an earlier version.
     """
@@ -33,4 +33,4 @@ def graph_reader(tables: Tables, model: str) -> GraphReader | None:
         return None
     graph.check(tables.lake)
     spec = artifact.load_spec(Path(model))
-    return partial(tables.graph, graph.neighbours_of(spec))
+    return GraphReader(partial(tables.graph, graph.neighbours_of(spec)), len(tables.buckets))

@@ -27,6 +27,10 @@ class Neighbours:
         own = short_digest([self.task, self.cap])
         return {"graph_month": f"{date:%Y-%m-%d}", "neighbours": own}
 
+    def app(self, date: datetime) -> str:
+        """The application, in the table's log, that publishes this month."""
+        return "/".join(["graph", *self.month(date).values()])
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -64,12 +68,15 @@ class Tables:
     def graph(
         self, neighbours: Neighbours, date: datetime, bucket: int | None = None
     ) -> pl.DataFrame | None:
-        """The graph snapshot of a month's start without what its partitions say, or None where
-        the lake has no ties."""
+        """The graph snapshot of a month's start (a bucket's rows of it) without what its partitions
+        say; None where the lake has none of that month."""
         if "edges" not in self.versions or not self.lake.exists("graph"):
             return None
         where = neighbours.month(date)
-        return self.lake.read("graph", bucket=bucket, where=where).drop(*where, "bucket")
+        rows = self.lake.read("graph", bucket=bucket, where=where).drop(*where, "bucket")
+        if rows.is_empty() and not self.lake.generation("graph", neighbours.app(date)):
+            return None
+        return rows
 
     def history(
         self,

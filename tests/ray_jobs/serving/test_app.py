@@ -23,6 +23,7 @@ from models.data.keys import user_key
 from models.data.schema import UserError
 from ray_jobs.config import Config, Profile, ServeConfig
 from ray_jobs.serving import api, app, auth, convert
+from ray_jobs.serving.social import GraphReader
 
 TOKEN = "c0rrect-horse.battery-staple"
 SECRET = "only-for-tests-0123456789"
@@ -73,9 +74,10 @@ def load(path: str) -> CountingScorer:
     return CountingScorer()
 
 
-def read_graph(date: datetime) -> pl.DataFrame:
-    there = ["tied"] if (date.year, date.month) == (2024, 5) else []
-    keys = [user_key(SECRET.encode(), user) for user in there]
+def read_graph(date: datetime, bucket: int) -> pl.DataFrame | None:
+    if (date.year, date.month) != (2024, 5):
+        return None
+    keys = [user_key(SECRET.encode(), "tied")]
     return pl.DataFrame(
         {
             "user_key": pl.Series(keys, dtype=pl.Int64),
@@ -111,7 +113,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def url(ray_cluster: None, secrets: Path) -> Iterator[str]:
     options = config(secrets / "secret")
-    yield app.start(options, "model/good", graph=read_graph, load=load)
+    yield app.start(options, "model/good", graph=GraphReader(read_graph, 1), load=load)
     app.stop()
 
 
