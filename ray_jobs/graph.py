@@ -276,8 +276,11 @@ def _publish_some(
     written = over(answers, _Measures(work, dates, table, kinds), "graph: measures")
     for month, date in enumerate(dates):
         files = [one for files in written if (one := files[month]) is not None]
-        app, where = work.neighbours.app(date), work.neighbours.month(date)
-        work.tables.lake.replace(table, app=app, files=files, where=where)
+        lake, app, where = work.tables.lake, work.neighbours.app(date), work.neighbours.month(date)
+        if files or lake.generation(table.name, app):
+            lake.replace(table, app=app, files=files, where=where)
+        else:  # nothing to replace, but from now on it is known that nobody had a tie
+            lake.publish(table, app=app, generation=1, files=(), replace=where)
     return [counts for _, counts in summed]
 
 

@@ -72,9 +72,10 @@ class Tables:
         say; None where the lake has none of that month."""
         if "edges" not in self.versions or not self.lake.exists("graph"):
             return None
-        where = neighbours.month(date)
-        rows = self.lake.read("graph", bucket=bucket, where=where).drop(*where, "bucket")
-        if rows.is_empty() and not self.lake.generation("graph", neighbours.app(date)):
+        where, version = neighbours.month(date), self.lake.version("graph")
+        rows = self.lake.read("graph", version=version, bucket=bucket, where=where)
+        rows = rows.drop(*where, "bucket")
+        if rows.is_empty() and not self.lake.generation("graph", neighbours.app(date), version):
             return None
         return rows
 

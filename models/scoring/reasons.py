@@ -6,8 +6,8 @@ level — and the rise in log odds of the final probability of default that its 
 its effect (occlusion against a reference; Covert, Lundberg and Lee 2021, "Explaining by removing").
 Only the tabular tower, the fusion and the experts are run again.
 
-Shapes: B rows, M modalities, D width, F tabular and C categorical columns, R reasons (and the
-inputs as they are, before them), N rows of all of those.
+Shapes: B rows, M modalities, D width, F tabular and C categorical columns, R reasons, N rows of
+all of them.
 """
 
 import re
@@ -25,7 +25,7 @@ from models.data.features import tabular_columns
 from models.data.vocabulary import FIRST_LEVEL, Vocabulary
 from models.nets.fusion import MODALITIES
 from models.scoring.expert import Experts, Seen
-from models.scoring.predict import Encoded, Predictor
+from models.scoring.predict import ROWS, Encoded, Predictor
 
 MOST = 4  # reasons given; US Regulation B's commentary holds more than four to be unhelpful
 LEAST_EFFECT = 0.02  # in log odds
@@ -122,19 +122,14 @@ def effects(
     what they have read of the rows. What is replaced for the network is replaced for them, and
     changes nothing where they do not read it.
     """
-    tabular = [k for k, reason in enumerate(reasons) if reason.code not in MODALITY_REASONS]
-    # as they are, then with each reason's inputs withheld: all of it runs at once
-    vectors_RBMD = encoded.vectors_BMD.repeat(1 + len(reasons), 1, 1, 1)
-    known_RBM = encoded.known_BM.repeat(1 + len(reasons), 1, 1)
-    tabular_RBD = _tabular_without(predictor, encoded.batch, [reasons[k] for k in tabular])
-    vectors_RBMD[[1 + k for k in tabular], :, MODALITIES.index("tabular")] = tabular_RBD
-    for k, reason in enumerate(reasons):
-        if reason.code in MODALITY_REASONS:
-            known_RBM[1 + k, :, MODALITIES.index(reason.code)] = False
-    outputs = predictor.network.fuse(vectors_RBMD.flatten(0, 1), known_RBM.flatten(0, 1))
+    at_once = max(1, ROWS // len(encoded.batch))  # reasons: bounds memory as it does for a batch
+    outputs = [predictor.network.fuse(encoded.vectors_BMD, encoded.known_BM).tasks[task]]
+    for first in range(0, len(reasons), at_once):
+        vectors_NMD, known_NM = _without(predictor, encoded, reasons[first : first + at_once])
+        outputs.append(predictor.network.fuse(vectors_NMD, known_NM).tasks[task])
     parts = [(reason.code, reason.columns, reason.categories) for reason in reasons]
     without_each = {source: one.without(seen[source], parts) for source, one in experts.items()}
-    log_odds_N = log_odds(task, outputs.tasks[task], without_each)
+    log_odds_N = log_odds(task, torch.cat(outputs), without_each)
     actual_B, *without = np.split(log_odds_N, 1 + len(reasons))
     effect_BR = actual_B[:, None] - np.stack(without, axis=1)
     for place, reason in enumerate(reasons):
@@ -142,6 +137,21 @@ def effects(
             nothing_B = encoded.batch.missing_BF[:, list(reason.columns)].bool().all(1)
             effect_BR[nothing_B.numpy(), place] = 0.0
     return effect_BR
+
+
+def _without(
+    predictor: Predictor, encoded: Encoded, reasons: Sequence[Reason]
+) -> tuple[Tensor, Tensor]:
+    """The towers' vectors [R·B, M, D], and what is known [R·B, M], without each reason's inputs."""
+    tabular = [k for k, reason in enumerate(reasons) if reason.code not in MODALITY_REASONS]
+    vectors_RBMD = encoded.vectors_BMD.repeat(len(reasons), 1, 1, 1)
+    known_RBM = encoded.known_BM.repeat(len(reasons), 1, 1)
+    tabular_RBD = _tabular_without(predictor, encoded.batch, [reasons[k] for k in tabular])
+    vectors_RBMD[tabular, :, MODALITIES.index("tabular")] = tabular_RBD
+    for k, reason in enumerate(reasons):
+        if reason.code in MODALITY_REASONS:
+            known_RBM[k, :, MODALITIES.index(reason.code)] = False
+    return vectors_RBMD.flatten(0, 1), known_RBM.flatten(0, 1)
 
 
 def _tabular_without(predictor: Predictor, batch: Batch, reasons: Sequence[Reason]) -> Tensor:

@@ -39,20 +39,28 @@ class Batcher(Generic[Asked, Answer]):
         return await future
 
     async def _work(self) -> None:
-        while batch := self._next():
-            try:
-                answers = await asyncio.to_thread(self._answer, [asked for asked, _ in batch])
-                answered = list(zip(batch, answers, strict=True))
-            except Exception as error:
-                answered = [(one, error) for one in batch]
-            for (_, future), answer in answered:
-                if future.done():
-                    continue
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
-        self._at_work = None
+        try:
+            while batch := self._next():
+                answers = await asyncio.to_thread(self._answers, [asked for asked, _ in batch])
+                for (_, future), answer in zip(batch, answers, strict=True):
+                    if future.done():
+                        continue
+                    if isinstance(answer, BaseException):
+                        future.set_exception(as_exception(answer))
+                    else:
+                        future.set_result(answer)
+        finally:
+            self._at_work = None
+
+    def _answers(self, asked: list[Asked]) -> Sequence[Answer | BaseException]:
+        """As many answers as were asked for, whatever happens."""
+        try:
+            answers = self._answer(asked)
+            if len(answers) != len(asked):
+                raise ValueError(f"{len(answers)} answers to {len(asked)} requests")
+        except BaseException as error:
+            return [error] * len(asked)
+        return answers
 
     def _next(self) -> list[tuple[Asked, asyncio.Future[Answer]]]:
         batch: list[tuple[Asked, asyncio.Future[Answer]]] = []
@@ -61,3 +69,10 @@ class Batcher(Generic[Asked, Answer]):
             if not future.done():
                 batch.append((asked, future))
         return batch
+
+
+def as_exception(error: BaseException) -> Exception:
+    """What a future can hold, of whatever was raised: a panic of Polars is no `Exception`."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(type(error).__name__).with_traceback(error.__traceback__)

@@ -128,14 +128,19 @@ def test_a_lake_without_ties_has_no_snapshot(
         assert tables.graph(graph.neighbours_of(config), MONTHS[0]) is None
 
 
-def test_a_first_month_without_ties_is_an_empty_one(
-    tmp_path: Path, world: Frames, demo_config: Config, ray_cluster: None
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_a_month_without_ties_is_an_empty_one(
+    first: bool, tmp_path: Path, world: Frames, demo_config: Config, ray_cluster: None
 ) -> None:
     tables = tables_of(tmp_path / "lake", world, 2)
     config, before_all_ties = config_of(demo_config, 100), datetime(2024, 1, 1, tzinfo=UTC)
-    for dates in ([before_all_ties], MONTHS[:1]):
-        graph.publish(config, tables, dates)
+    order = [[before_all_ties], MONTHS[:1]] if first else [MONTHS[:1], [before_all_ties]]
     neighbours = graph.neighbours_of(config)
+    for dates in order:
+        graph.publish(config, tables, dates)
+    version = tables.lake.version("graph")
+    graph.publish(config, tables, [before_all_ties])
+    assert tables.lake.version("graph") == version
     none = tables.graph(neighbours, before_all_ties)
     some = tables.graph(neighbours, MONTHS[0])
     assert none is not None and some is not None

@@ -18,6 +18,7 @@ from models.data.stats import Stats
 from models.data.vocabulary import Vocabulary
 from models.nets.fusion import MODALITIES
 from models.nets.network import Network
+from models.scoring import reasons as reasons_module
 from models.scoring.config import ExpertName
 from models.scoring.expert import Experts
 from models.scoring.predict import Encoded, Predictor
@@ -172,6 +173,21 @@ def test_an_effect_is_what_the_real_inputs_add_to_the_log_odds(
     )
     assert np.allclose(effect_BR[:, 0], rise_B.numpy(), atol=1e-6)
     assert np.abs(effect_BR).max() > 1e-4
+
+
+def test_reasons_in_groups_are_as_all_at_once(
+    predictor: Predictor,
+    known: Features,
+    vocabulary: Vocabulary,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, reasons = encoded(predictor, known), reasons_of(vocabulary)
+    found = []
+    for rows in (1, 3 * len(one.batch), len(reasons) * len(one.batch)):
+        monkeypatch.setattr(reasons_module, "ROWS", rows)
+        found.append(effects(predictor, one, "default", reasons, raw, {}, {}))
+    assert np.allclose(found[0], found[1], atol=1e-6)
+    assert np.allclose(found[0], found[2], atol=1e-6)
 
 
 def at_median(known: Features, reason: Reason, vocabulary: Vocabulary) -> Features:

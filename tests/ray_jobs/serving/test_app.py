@@ -160,6 +160,31 @@ def test_requests_that_arrive_together_do_not_mix(client: httpx.Client) -> None:
     assert answers == [(200, float(n)) for n in range(24)]
 
 
+def test_a_batch_is_scored_together_or_for_a_poisoned_request_apart(secrets: Path) -> None:
+    settings = app.Settings(
+        config=config(secrets / "secret"),
+        model="model/good",
+        token_file=str(secrets / "token"),
+        load=load,
+        graph=GraphReader(read_graph, 1),
+    )
+    endpoint = app.Endpoint(settings)
+
+    def parsed(asked: dict[str, Any]) -> api.ScoreRequest:
+        return api.parse(json.dumps(asked).encode(), api.terms_of(settings.config))
+
+    asked = [parsed(request("same user", n)) for n in range(4)]
+    scores = [one["score"] for one in endpoint._score_together(asked)]
+    assert scores == [0.0, 1.0, 2.0, 3.0]
+    poison = request("same user", events=1)
+    poison["events"][0]["event_type"] = "poison"
+    asked.insert(2, parsed(poison))
+    first, second, broken, *others = endpoint._score_each(asked)
+    assert isinstance(broken, RuntimeError)
+    rest = [first, second, *others]
+    assert [one["score"] for one in rest if not isinstance(one, Exception)] == scores
+
+
 def test_a_request_that_breaks_the_scorer_fails_alone(client: httpx.Client) -> None:
     poison = request("u2", events=1)
     poison["events"][0] |= {"event_type": "poison", "text": "my private matter"}

@@ -97,11 +97,31 @@ def forgetful(asked: Sequence[int]) -> list[int | Exception]:
     return [*asked[1:]]
 
 
-@pytest.mark.parametrize(("answer", "error"), [(broken, OSError), (forgetful, ValueError)])
+class Panic(BaseException):
+    """As Rust's are, which no `except Exception` catches."""
+
+
+def panicking(asked: Sequence[int]) -> list[int | Exception]:
+    raise Panic
+
+
+def stopped(asked: Sequence[int]) -> list[int | Exception]:
+    return [StopIteration() for _ in asked]  # an exception that no future takes
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (broken, OSError),
+        (forgetful, ValueError),
+        (panicking, RuntimeError),
+        (stopped, RuntimeError),
+    ],
+)
 def test_a_fault_leaves_nobody_waiting(answer: Answering, error: type[Exception]) -> None:
     async def ask() -> list[int | BaseException]:
-        batcher = Batcher(answer, 8)
-        return await asyncio.gather(*(batcher(n) for n in range(3)), return_exceptions=True)
+        batcher = Batcher(answer, 2)  # so that there is a batch after the one that fails
+        return await asyncio.gather(*(batcher(n) for n in range(4)), return_exceptions=True)
 
     found = asyncio.run(asyncio.wait_for(ask(), PATIENCE_S))
-    assert [type(one) for one in found] == [error] * 3
+    assert [type(one) for one in found] == [error] * 4
