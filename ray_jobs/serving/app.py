@@ -24,7 +24,7 @@ from ray_jobs.config import Config
 from ray_jobs.progress import say
 from ray_jobs.secret import read_secret
 from ray_jobs.serving import api, auth, convert, routes
-from ray_jobs.serving.batcher import Batcher, as_exception
+from ray_jobs.serving.batcher import Batcher
 from ray_jobs.serving.guard import Guard, log_bug
 from ray_jobs.serving.social import GraphReader, SocialLookup
 
@@ -81,13 +81,13 @@ class Endpoint:
             timeout_s=options.timeout_s,
         )
 
-    def _score_each(self, requests: Sequence[api.ScoreRequest]) -> list[Row | Exception]:
+    def _score_each(self, requests: Sequence[api.ScoreRequest]) -> list[Row | BaseException]:
         """Scores of a batch; where it breaks, one by one, so that no request fails for another."""
         try:
             return [*self._score_together(requests)]
         except BaseException as error:
             if len(requests) == 1:
-                return [as_exception(error)]
+                return [error]
             log_bug(f"batch of {len(requests)}", error)
             return [one for request in requests for one in self._score_each([request])]
 

@@ -17,12 +17,12 @@ Answer = TypeVar("Answer")
 class Batcher(Generic[Asked, Answer]):
     """Calls `answer` in a thread, with at most `most` of what waits, one batch at a time.
 
-    `answer` gives an answer or an exception for each of what it was given, in order. What nobody
-    waits for any longer is left out. Belongs to the event loop that it is called in.
+    `answer` gives an answer, or what was raised, for each of what it was given, in order. What
+    nobody waits for any longer is left out. Belongs to the event loop that it is called in.
     """
 
     def __init__(
-        self, answer: Callable[[Sequence[Asked]], Sequence[Answer | Exception]], most: int
+        self, answer: Callable[[Sequence[Asked]], Sequence[Answer | BaseException]], most: int
     ) -> None:
         self._answer = answer
         self._most = most
@@ -46,7 +46,7 @@ class Batcher(Generic[Asked, Answer]):
                     if future.done():
                         continue
                     if isinstance(answer, BaseException):
-                        future.set_exception(as_exception(answer))
+                        future.set_exception(_as_exception(answer))
                     else:
                         future.set_result(answer)
         finally:
@@ -71,7 +71,7 @@ class Batcher(Generic[Asked, Answer]):
         return batch
 
 
-def as_exception(error: BaseException) -> Exception:
+def _as_exception(error: BaseException) -> Exception:
     """What a future can hold, of whatever was raised: a panic of Polars is no `Exception`."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error

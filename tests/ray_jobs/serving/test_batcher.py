@@ -10,7 +10,7 @@ from ray_jobs.serving.batcher import Batcher
 
 PATIENCE_S = 10.0
 
-Answering = Callable[[Sequence[int]], Sequence[int | Exception]]
+Answering = Callable[[Sequence[int]], Sequence[int | BaseException]]
 
 
 class Held:
